@@ -1,0 +1,45 @@
+//! The `minivmm` program: parses the command line, runs one command, prints its error.
+
+#![deny(unsafe_code)]
+
+mod agent;
+mod args;
+mod attach;
+mod background;
+mod commands;
+mod control;
+mod copy;
+mod error;
+mod exec;
+mod hybrid;
+mod id;
+mod listen;
+mod logging;
+mod machine_args;
+mod output;
+mod poll;
+mod progress;
+mod random;
+mod signals;
+mod state;
+mod terminal;
+mod timeline;
+mod vm_process;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::timeline::Timeline;
+
+fn main() -> ExitCode {
+    let timeline = Timeline::start();
+    match args::Cli::parse().run(timeline) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(format!("error: {}", error::describe(&error)));
+            ExitCode::from(error::exit_code(&error))
+        }
+    }
+}

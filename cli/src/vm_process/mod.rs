@@ -1,0 +1,31 @@
+//! The process of one VM, and the command that starts it.
+//!
+//! | Module | Side | What it does |
+//! |---|---|---|
+//! | [`launch`] | command | forks, shows progress, waits for "ready", or is the console until the end |
+//! | [`fork`] | both | the fork itself, and becoming a daemon |
+//! | [`link`] | both | the socket between the two: messages one way, its end the other way |
+//! | [`plan`] | both | what to start |
+//! | [`start`] | VM process | from its first line to its last: builds the machine, ends in order |
+//! | [`premises`] | VM process | the VM's directory with its log, record and sockets |
+//! | [`session`] | VM process | the poll loop: serves the machine from its first instruction to its end |
+//! | [`bring_up`] | VM process | from running vCPUs to an agent that has answered |
+//! | [`console`] | VM process | `console.sock` and `console.log` |
+//! | [`snapshot`], [`snapshotting`] | VM process | makes a template of a machine in use, which goes on |
+//! | [`freeze`] | VM process | makes a machine that is up a template |
+//! | [`template_watch`] | VM process | whether a clone's template stays as it was |
+
+mod bring_up;
+mod console;
+mod fork;
+mod freeze;
+pub mod launch;
+mod link;
+pub mod plan;
+mod premises;
+mod session;
+pub mod sizing;
+mod snapshot;
+mod snapshotting;
+mod start;
+mod template_watch;

@@ -1,0 +1,594 @@
+//! The poll loop of a VM process: serves the machine from its first instruction to its end.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use proto::AGENT_PORT;
+use rustix::event::{PollFd, PollFlags};
+use vmm::{ExitReason, Machine, MemoryFaults, MemorySize};
+
+use super::bring_up::{Answer, Ask, BringUp};
+use super::console::ConsoleHub;
+use super::link::{Command, Message, VmEnd};
+use super::plan::{GuestReport, Ready};
+use super::sizing::{NotReached, Outcome, SizeReport, Sizing, Target};
+use super::snapshot::Origin;
+use super::snapshotting::Snapshotting;
+use super::template_watch::TemplateWatch;
+use crate::agent::{Adopted, Agent, HookFailed};
+use crate::background::Background;
+use crate::control::server::{ClientId, Server};
+use crate::control::{Reply, Request};
+use crate::error::describe;
+use crate::poll;
+use crate::signals::Signals;
+use crate::state::dir::VmDir;
+use crate::state::record::{End, EndReason, Record, State};
+use crate::timeline::Timeline;
+
+/// How soon input that the guest had no room for is offered again.
+const INPUT_RETRY: Duration = Duration::from_millis(10);
+
+/// A machine and everybody who has something to say about it.
+#[derive(Debug)]
+pub struct Session {
+    pub machine: Machine,
+    pub origin: Origin,
+    pub dir: VmDir,
+    pub record: Record,
+    pub control: Server,
+    pub console: ConsoleHub,
+    pub signals: Signals,
+    /// The command that started the VM, for as long as the VM depends on it.
+    pub link: Option<VmEnd>,
+    pub timeline: Timeline,
+    pub bring_up: BringUp,
+    pub start: Start,
+    pub ready: bool,
+    /// How a clone came to its size, when that is not its template's.
+    pub size: Option<SizeReport>,
+    pub has_agent: bool,
+    pub waiting: Vec<ClientId>,
+    pub stop: Option<Stop>,
+    pub resizing: Option<Resizing>,
+    pub snapshotting: Option<Snapshotting>,
+    pub memory_faults: MemoryFaults,
+    /// Of a clone: whether its template stays as it was.
+    pub template_watch: Option<TemplateWatch>,
+}
+
+/// The guest comes to another size, for a client that waits for it.
+#[derive(Debug)]
+pub struct Resizing {
+    client: ClientId,
+    asking: Background<anyhow::Result<Outcome>>,
+}
+
+/// What is wanted of the start.
+#[derive(Debug)]
+pub struct Start {
+    /// What the agent is asked first.
+    pub ask: Ask,
+    /// How long the agent may take for that once it is up.
+    pub ask_timeout: Duration,
+    /// How long the guest may take in all.
+    pub timeout: Duration,
+    /// When the agent has to have answered.
+    pub deadline: Instant,
+    /// Go on without an agent that has not.
+    pub agent_is_optional: bool,
+    /// The VM lives only as long as the command.
+    pub foreground: bool,
+    /// It is a clone, whose vCPUs ran at this time.
+    pub restored_ms: Option<f64>,
+}
+
+/// The guest was asked to shut down.
+#[derive(Debug)]
+pub struct Stop {
+    deadline: Instant,
+    asking: Background<Result<(), String>>,
+}
+
+/// How a session is over.
+#[derive(Debug)]
+pub enum Finish {
+    /// The guest has ended or was stopped.
+    Ended(End),
+    /// The command was interrupted before the VM was ready, or with a VM in the foreground.
+    GivenUp,
+    /// The VM could not be brought up.
+    Failed(anyhow::Error),
+    /// The guest is ready to be frozen.
+    Prepared,
+}
+
+type Step = Option<Finish>;
+
+impl Session {
+    /// Serves until it is over.
+    pub fn run(&mut self) -> Finish {
+        loop {
+            if let Err(error) = self.wait() {
+                return Finish::Failed(error);
+            }
+            self.pump_console();
+            let finish = self
+                .watch_template()
+                .or_else(|| self.guest_has_ended())
+                .or_else(|| self.heed_command())
+                .or_else(|| self.heed_signals())
+                .or_else(|| self.heed_requests())
+                .or_else(|| self.advance_bring_up())
+                .or_else(|| self.advance_stop());
+            self.advance_resize();
+            self.advance_snapshot();
+            if let Some(finish) = finish {
+                return finish;
+            }
+        }
+    }
+
+    /// Tells everybody who waits for it how the VM has ended. A template that is being published is
+    /// waited for: who asked for it has to learn whether there is one.
+    pub fn announce(&mut self, end: &End) {
+        self.finish_snapshot();
+        for client in std::mem::take(&mut self.waiting) {
+            self.control
+                .reply(client, &Reply::Ended { end: end.clone() });
+        }
+        self.record.end = Some(end.clone());
+        self.set_state(State::Exited);
+    }
+
+    /// Moves the guest's output to the log and the clients, and their input to the guest.
+    pub fn pump_console(&mut self) {
+        let taken = self.machine.console().take();
+        if !taken.bytes.is_empty() {
+            self.console.output(&taken.bytes, taken.dropped);
+        }
+        let input = self.machine.console_input();
+        self.console.serve(|bytes| input.push(bytes));
+    }
+
+    /// Tells the command something that the user should know.
+    pub fn notice(&self, text: String) {
+        tracing::warn!("{text}");
+        if let Some(link) = &self.link {
+            link.send(&Message::Notice(text));
+        }
+    }
+
+    fn wait(&self) -> anyhow::Result<()> {
+        let console = self.machine.console();
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.machine.ended(), PollFlags::IN),
+            PollFd::from_borrowed_fd(console.as_fd(), PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.memory_faults, PollFlags::IN),
+        ];
+        let readers: [Option<BorrowedFd<'_>>; 6] = [
+            self.template_watch.as_ref().and_then(TemplateWatch::fd),
+            self.link.as_ref().map(AsFd::as_fd),
+            self.bring_up.fd(),
+            self.stop.as_ref().map(|stop| stop.asking.as_fd()),
+            self.resizing
+                .as_ref()
+                .map(|resizing| resizing.asking.as_fd()),
+            self.snapshotting.as_ref().map(Snapshotting::fd),
+        ];
+        let readers = readers.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
+        let all = readers.chain(self.control.fds()).chain(self.console.fds());
+        fds.extend(all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
+
+        let start = (!self.bring_up.is_done()).then_some(self.start.deadline);
+        let stop = self.stop.as_ref().map(|stop| stop.deadline);
+        let input = self
+            .console
+            .has_unread_input()
+            .then(|| Instant::now() + INPUT_RETRY);
+        let deadline = [
+            stop,
+            input,
+            self.control.again_at(),
+            self.console.again_at(),
+        ]
+        .into_iter()
+        .fold(start, poll::earlier);
+        poll::wait(&mut fds, deadline).context("Cannot wait for the VM")?;
+        Ok(())
+    }
+
+    /// A template that is written to is told of. One that is cut short ends the VM, before a thread
+    /// meets what is gone.
+    fn watch_template(&mut self) -> Step {
+        let watch = self.template_watch.as_mut();
+        let damage = watch.and_then(TemplateWatch::find_damage)?;
+        let text = format!("the template is damaged: {}", damage.text);
+        self.notice(text.clone());
+        self.record.template_damage = Some(damage.text);
+        self.write_record();
+        let lost = || {
+            End::now(
+                EndReason::MemoryLost,
+                format!("guest memory is lost; {text}"),
+            )
+        };
+        damage.is_lost.then(|| Finish::Ended(lost()))
+    }
+
+    fn guest_has_ended(&self) -> Step {
+        let reason = if self.memory_faults.happened() {
+            ExitReason::MemoryLost
+        } else {
+            self.machine.exit_reason()?
+        };
+        let mut message = reason.to_string();
+        let damage = self.record.template_damage.as_ref();
+        let reason = match reason {
+            ExitReason::Poweroff => EndReason::Poweroff,
+            ExitReason::Reboot => EndReason::Reboot,
+            ExitReason::TripleFault => EndReason::TripleFault,
+            ExitReason::Panic => EndReason::Panic,
+            ExitReason::MemoryLost => EndReason::MemoryLost,
+            ExitReason::Internal(_) => EndReason::Internal,
+        };
+        if let Some(damage) = damage {
+            message = format!("{message}; its template is damaged: {damage}");
+        }
+        Some(Finish::Ended(End::now(reason, message)))
+    }
+
+    /// Ends the machine, unless one of its threads is held because it touched lost memory: that one
+    /// cannot be waited for, and goes with the process.
+    pub fn dispose(self) {
+        if self.memory_faults.happened() {
+            std::mem::forget(self);
+        }
+    }
+
+    fn heed_command(&mut self) -> Step {
+        match self.link.as_ref()?.command() {
+            Command::Listens => None,
+            Command::LetGo => {
+                self.link = None;
+                None
+            }
+            Command::Gone => Some(Finish::GivenUp),
+        }
+    }
+
+    fn heed_signals(&self) -> Step {
+        let caught = !self.signals.take().is_empty();
+        caught.then(|| Finish::Ended(End::now(EndReason::Stopped, "stopped by a signal")))
+    }
+
+    fn heed_requests(&mut self) -> Step {
+        let mut finish = None;
+        for (client, request) in self.control.serve() {
+            let reply = match request {
+                Request::Status => Reply::Status {
+                    state: self.record.state,
+                },
+                Request::Pause => as_reply(self.pause()),
+                Request::Resume => as_reply(self.resume()),
+                Request::Wait => {
+                    self.waiting.push(client);
+                    continue;
+                }
+                Request::Snapshot {
+                    name,
+                    store,
+                    hold_timeout_ms,
+                } => {
+                    let hold = hold_timeout_ms.map(Duration::from_millis);
+                    match self.begin_snapshot(client, &name, &store, hold) {
+                        Ok(()) => continue,
+                        Err(error) => as_reply(Err(error)),
+                    }
+                }
+                Request::Resize {
+                    cpus,
+                    memory_bytes,
+                    timeout_ms,
+                } => {
+                    let timeout = Duration::from_millis(timeout_ms);
+                    match self.begin_resize(client, cpus, memory_bytes, timeout) {
+                        Ok(()) => continue,
+                        Err(error) => as_reply(Err(error)),
+                    }
+                }
+                Request::Stop { timeout_ms } => {
+                    self.waiting.push(client);
+                    finish = finish.or(self.begin_stop(Duration::from_millis(timeout_ms)));
+                    continue;
+                }
+            };
+            self.control.reply(client, &reply);
+        }
+        finish
+    }
+
+    fn pause(&mut self) -> anyhow::Result<()> {
+        if !self.bring_up.is_done() {
+            return Err(anyhow!("it is still starting"));
+        }
+        if self.stop.is_some() {
+            return Err(anyhow!("it is shutting down"));
+        }
+        self.machine.pause()?;
+        self.set_state(State::Paused);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> anyhow::Result<()> {
+        if self.machine.is_paused() {
+            self.machine.resume();
+            self.set_state(State::Running);
+        }
+        Ok(())
+    }
+
+    fn begin_resize(
+        &mut self,
+        client: ClientId,
+        cpus: Option<u8>,
+        memory_bytes: Option<u64>,
+        timeout: Duration,
+    ) -> anyhow::Result<()> {
+        if !self.bring_up.is_done() {
+            return Err(anyhow!("it is still starting"));
+        }
+        if self.stop.is_some() {
+            return Err(anyhow!("it is shutting down"));
+        }
+        if self.machine.is_paused() {
+            return Err(anyhow!("it is paused; 'minivmm resume' lets it go on"));
+        }
+        if self.resizing.is_some() {
+            return Err(anyhow!("it is being resized already"));
+        }
+        if self
+            .snapshotting
+            .as_ref()
+            .is_some_and(Snapshotting::is_to_be_taken)
+        {
+            return Err(anyhow!("a snapshot of it is being made"));
+        }
+        if !self.has_agent {
+            return Err(anyhow!(
+                "its guest has no agent, which brings CPUs and memory into use"
+            ));
+        }
+        let memory = memory_bytes.map(MemorySize::from_bytes).transpose()?;
+        let sizing = Sizing::begin(&mut self.machine, Target { cpus, memory })?;
+        let stream = self.machine.connect(AGENT_PORT)?;
+        let asking = Background::start("size", move || sizing.finish(stream, timeout))?;
+        self.resizing = Some(Resizing { client, asking });
+        Ok(())
+    }
+
+    fn advance_resize(&mut self) {
+        let Some(done) = self.resizing.as_ref().and_then(|r| r.asking.take()) else {
+            return;
+        };
+        let Some(Resizing { client, .. }) = self.resizing.take() else {
+            return;
+        };
+        let reply = match done {
+            Ok(Outcome { report: size, .. }) => {
+                self.note_size(&size);
+                Reply::Resized { size }
+            }
+            Err(error) => as_reply(Err(error)),
+        };
+        self.control.reply(client, &reply);
+    }
+
+    /// Writes down what the VM has now.
+    fn note_size(&mut self, size: &SizeReport) {
+        self.record.cpus = size.cpus;
+        self.record.memory_bytes = size.memory_bytes;
+        self.write_record();
+    }
+
+    fn begin_stop(&mut self, timeout: Duration) -> Step {
+        if timeout.is_zero() || !self.has_agent {
+            return Some(Finish::Ended(End::now(
+                EndReason::Stopped,
+                "stopped by the user",
+            )));
+        }
+        let deadline = Instant::now() + timeout;
+        if let Some(stop) = &mut self.stop {
+            stop.deadline = stop.deadline.min(deadline);
+            return None;
+        }
+        match self.ask_to_power_off() {
+            Ok(asking) => {
+                self.stop = Some(Stop { deadline, asking });
+                self.set_state(State::Stopping);
+                None
+            }
+            Err(error) => Some(killed(&error.to_string())),
+        }
+    }
+
+    fn ask_to_power_off(&mut self) -> std::io::Result<Background<Result<(), String>>> {
+        self.machine.resume();
+        let stream = self.machine.connect(AGENT_PORT)?;
+        Background::start("power-off", move || {
+            Agent::over(stream)
+                .power_off()
+                .map_err(|error| describe(&error.into()))
+        })
+    }
+
+    fn advance_stop(&mut self) -> Step {
+        let stop = self.stop.as_mut()?;
+        if let Some(Err(error)) = stop.asking.take() {
+            return Some(killed(&error));
+        }
+        let late = stop.deadline <= Instant::now();
+        late.then(|| killed("the guest did not power off in time"))
+    }
+
+    fn advance_bring_up(&mut self) -> Step {
+        match self.try_advance() {
+            Ok(step) => step,
+            Err(error) if self.start.agent_is_optional => {
+                self.notice(format!("going on without an agent: {}", describe(&error)));
+                self.bring_up = BringUp::Done;
+                self.report_ready(None)
+            }
+            Err(error) => Some(Finish::Failed(error)),
+        }
+    }
+
+    fn try_advance(&mut self) -> anyhow::Result<Step> {
+        let late = self.start.deadline <= Instant::now();
+        match &mut self.bring_up {
+            BringUp::Done => return Ok(None),
+            BringUp::Booting(bell) => {
+                if bell.has_rung()? {
+                    self.timeline.mark("agent up");
+                    let ask = self.start.ask.clone();
+                    let (timeout, keep) = (self.start.ask_timeout, self.start.agent_is_optional);
+                    self.bring_up = BringUp::ask(&self.machine, ask, timeout, keep)?;
+                    return Ok(None);
+                }
+            }
+            BringUp::Asking(asking) => {
+                if let Some(answer) = asking.take() {
+                    self.bring_up = BringUp::Done;
+                    return answer.map(|answer| self.take_answer(answer));
+                }
+            }
+        }
+        if late {
+            let seconds = self.start.timeout.as_secs();
+            let hint = "--timeout gives it more time, --foreground shows its console";
+            return Err(anyhow!(
+                "The guest's agent did not answer within {seconds} s; {hint}"
+            ));
+        }
+        Ok(None)
+    }
+
+    fn take_answer(&mut self, answer: Answer) -> Step {
+        match answer {
+            Answer::Prepared => {
+                self.timeline.mark("agent answered");
+                Some(Finish::Prepared)
+            }
+            Answer::Adopted(adopted, at, size) => {
+                let steps = size
+                    .as_ref()
+                    .map_or_else(Vec::new, |size| size.steps.clone());
+                let answered = ("agent answered", at);
+                self.timeline
+                    .add_instants(std::iter::once(answered).chain(steps));
+                self.has_agent = true;
+                if let Some(finish) = self.check_hooks(&adopted) {
+                    return Some(finish);
+                }
+                let mut guest = GuestReport {
+                    online_cpus: adopted.online_cpus,
+                    memory_bytes: adopted.memory_bytes,
+                    agent_version: adopted.agent_version,
+                    hooks: adopted.hooks,
+                };
+                if let Some(Outcome { report: size, .. }) = size {
+                    if let Some(finish) = self.take_size(&size) {
+                        return Some(finish);
+                    }
+                    guest.online_cpus = size.online_cpus;
+                    guest.memory_bytes = size.guest_memory_bytes;
+                    self.size = Some(size);
+                }
+                self.report_ready(Some(guest))
+            }
+        }
+    }
+
+    /// A clone that is not unique in the way that its own programs see to is no clone, unless it may
+    /// stay as it is.
+    fn check_hooks(&self, adopted: &Adopted) -> Step {
+        let error = HookFailed(adopted.failed_hook()?.clone());
+        if !self.start.agent_is_optional {
+            return Some(Finish::Failed(error.into()));
+        }
+        self.notice(format!("going on nevertheless: {error}"));
+        None
+    }
+
+    /// A clone that did not come to its size is no clone, unless it may stay as it is.
+    fn take_size(&mut self, size: &SizeReport) -> Step {
+        self.note_size(size);
+        if size.reached {
+            return None;
+        }
+        let error = NotReached(size.clone());
+        if !self.start.agent_is_optional {
+            return Some(Finish::Failed(error.into()));
+        }
+        self.notice(format!("going on nevertheless: {error}"));
+        None
+    }
+
+    /// Tells the command that the VM is up. One that nobody could find is not.
+    pub fn report_ready(&mut self, guest: Option<GuestReport>) -> Option<Finish> {
+        self.record.state = State::Running;
+        if let Err(error) = self.record.write(&self.dir) {
+            return Some(Finish::Failed(error));
+        }
+        tracing::info!(state = State::Running.name(), "VM changed its state");
+        self.ready = true;
+        let link = self.link.as_ref()?;
+        let record = &self.record;
+        link.send(&Message::Ready(Box::new(Ready {
+            id: record.id.clone(),
+            pid: record.pid,
+            cid: record.cid,
+            vsock: record.vsock.clone(),
+            template: record.template.clone(),
+            cpus: record.cpus,
+            memory_bytes: record.memory_bytes,
+            size: self.size.clone(),
+            agent_ms: guest.is_some().then(|| self.timeline.elapsed_ms()),
+            guest,
+            restore_ms: self.start.restored_ms,
+            timeline: self.timeline.steps().to_vec(),
+        })));
+        None
+    }
+
+    fn set_state(&mut self, state: State) {
+        self.record.state = state;
+        tracing::info!(state = state.name(), "VM changed its state");
+        self.write_record();
+    }
+
+    fn write_record(&self) {
+        if let Err(error) = self.record.write(&self.dir) {
+            tracing::error!("{error:#}");
+        }
+    }
+}
+
+pub fn as_reply(result: anyhow::Result<()>) -> Reply {
+    match result {
+        Ok(()) => Reply::Done,
+        Err(error) => Reply::Error {
+            message: describe(&error),
+        },
+    }
+}
+
+fn killed(why: &str) -> Finish {
+    Finish::Ended(End::now(
+        EndReason::Stopped,
+        format!("stopped by the user; killed, as {why}"),
+    ))
+}

@@ -1,0 +1,28 @@
+//! What the guest sees: buses, the virtio-mmio transport and its devices, the serial console and
+//! the small platform devices that ACPI tells the guest about.
+//!
+//! Nothing in this crate knows KVM. A device raises interrupts through an [`irq::IrqLine`] and
+//! hears doorbells through eventfds that somebody else connects, so that every device can be
+//! driven by a unit test.
+//!
+//! | module | guest's view |
+//! |---|---|
+//! | [`bus`] | port I/O and MMIO address decoding |
+//! | [`virtio`] | the virtio-mmio transport and the devices behind it |
+//! | [`serial`], [`console`] | a 16550A UART and where its bytes go |
+//! | [`power`] | ACPI sleep and reset registers, the keyboard controller's reset line |
+//! | [`pvpanic`] | the register a panicking guest writes to |
+//! | [`cpu_hotplug`] | which CPUs are there, and which the guest is to take or give up |
+//! | [`ged`] | the generic event device: one interrupt for all ACPI events |
+//! | [`vmgenid`] | the VM generation id |
+
+pub mod bus;
+pub mod console;
+pub mod cpu_hotplug;
+pub mod ged;
+pub mod irq;
+pub mod power;
+pub mod pvpanic;
+pub mod serial;
+pub mod virtio;
+pub mod vmgenid;

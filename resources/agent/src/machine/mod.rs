@@ -1,0 +1,73 @@
+//! What the agent's calls do to the guest as a whole.
+
+pub mod boot_id;
+pub mod clock;
+pub mod entropy;
+pub mod hold;
+pub mod hooks;
+pub mod host_names;
+pub mod hotplug;
+pub mod machine_id;
+pub mod memory;
+pub mod shutdown;
+pub mod uevent;
+pub mod vsock;
+
+use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+use crate::error::Error;
+use boot_id::BootId;
+use entropy::Generator;
+use hold::Held;
+
+/// What the agent lays over files that it cannot change.
+const RUN_DIRECTORY: &str = "/run/minivmm";
+const RUN_DIRECTORY_MODE: u32 = 0o755;
+
+/// A guest that is the agent's to change.
+///
+/// Everything that a clone's adoption needs is opened here, once and before a template is made: in
+/// a clone every page that is touched for the first time costs a copy or a fault.
+#[derive(Debug)]
+pub struct Machine {
+    /// The kernel's random numbers.
+    pub entropy: Generator,
+    /// The other processes, while this is a template.
+    pub held: Held,
+    /// The device that the host is reached by.
+    pub vsock: vsock::Device,
+    /// MemTotal when the agent started, before any memory was added.
+    pub boot_memory_bytes: u64,
+    /// Its boot id.
+    pub boot_id: BootId,
+}
+
+impl Machine {
+    /// Opens what is needed.
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            entropy: Generator::open()?,
+            held: Held::default(),
+            vsock: vsock::Device::open()?,
+            boot_memory_bytes: memory::usage().total_bytes,
+            boot_id: BootId::open()?,
+        })
+    }
+}
+
+fn make_directory(path: &'static str, mode: u32) -> Result<(), Error> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(Error::file("create", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_kernel_file(path: &Path) -> Result<String, Error> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", path))?;
+    Ok(text.trim_ascii_end().to_owned())
+}

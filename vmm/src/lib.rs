@@ -1,0 +1,57 @@
+//! The machine: KVM, memory, boot, vCPUs, and the two operations that everything is about:
+//! [`Machine::freeze`] and [`Machine::restore`].
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`machine`] | a machine, and what its owner can do with it |
+//! | [`cold_boot`] | making one from a kernel (uses [`boot`] and the ACPI tables) |
+//! | [`freeze`] | saving one |
+//! | [`restore`] | making a clone from what was saved |
+//! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
+//! | [`grow`] | changing its size while it lives |
+//! | [`kvm`] | every ioctl, and the orders they must have |
+//! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
+//! | [`platform`] | the devices of the machine and their wiring |
+//! | [`event_loop`] | the thread that serves them |
+//! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
+//! | `map_layers` | mapping a template's memory files |
+//! | [`memory_fault`] | RAM that cannot be reached any more |
+
+mod acpi;
+pub mod boot;
+pub mod cold_boot;
+pub mod config;
+pub mod copy_memory;
+mod error;
+pub mod event_loop;
+pub mod freeze;
+pub mod grow;
+pub mod hotplug_region;
+pub mod kvm;
+pub mod layout;
+pub mod machine;
+mod map_layers;
+pub mod memory;
+pub mod memory_fault;
+pub mod outcome;
+mod pagemap;
+pub mod parking;
+pub mod platform;
+pub mod restore;
+pub mod size;
+pub mod stages;
+pub mod vcpu;
+
+pub use config::{BootConfig, CloneConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig};
+pub use devices::cpu_hotplug::Presence;
+pub use devices::virtio::mem::PluggedHandle;
+pub use devices::vmgenid::GenerationId;
+pub use error::Error;
+pub use freeze::FrozenMachine;
+pub use grow::SizeLimit;
+pub use machine::{ConsoleInput, Machine};
+pub use memory::MemoryBacking;
+pub use memory_fault::MemoryFaults;
+pub use outcome::{ExitReason, Outcome};
+pub use size::{MemorySize, SizeError};
+pub use stages::Stage;

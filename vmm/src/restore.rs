@@ -1,0 +1,236 @@
+//! Making a clone of a template. The function [`Machine::restore`] is the list of its steps.
+
+use crate::Error;
+use crate::config::{CloneConfig, VcpuCounts};
+use crate::freeze::{
+    MACHINE_SECTION, MACHINE_STATE_VERSION, MachineState, VM_SECTION, vcpu_section,
+};
+use crate::hotplug_region::{HotplugRange, HotplugRegion};
+use crate::kvm::irqchip::{VM_STATE_VERSION, VmState};
+use crate::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
+use crate::kvm::{KvmVm, compat, cpuid, open_kvm, tsc};
+use crate::layout;
+use crate::machine::{Machine, Parts};
+use crate::memory::{self, MemoryBacking};
+use crate::outcome::Outcome;
+use crate::platform::{Platform, PlatformState};
+use crate::size::MemorySize;
+use crate::stages::StageTimer;
+use crate::vcpu::NewVcpu;
+use devices::virtio::mem::BLOCK_SIZE;
+use devices::virtio::mmio::SharedMemory;
+use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
+use snapshot::{MemoryLayers, StateFile};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use vm_memory::GuestMemoryAtomic;
+
+/// Everything that a state file holds.
+struct SavedMachine {
+    cpus: VcpuCounts,
+    memory: MemorySize,
+    max_memory: MemorySize,
+    /// Bytes of added memory in the memory file, behind the RAM.
+    granted: u64,
+    vcpus: Vec<VcpuState>,
+    vm: VmState,
+    platform: PlatformState,
+}
+
+impl Machine {
+    /// Makes a clone from a state file and memory files, paused where the template was.
+    ///
+    /// The memory is mapped copy-on-write; the clone never writes to its files, and they must not
+    /// change for as long as the clone lives.
+    ///
+    /// # Errors
+    /// The files do not belong together or to this program, this host lacks a CPU feature of the
+    /// template's, or KVM refuses.
+    pub fn restore(
+        state: &StateFile,
+        template_memory: &Arc<MemoryLayers>,
+        config: &CloneConfig,
+    ) -> Result<Self, Error> {
+        let mut timer = StageTimer::start();
+        let saved = SavedMachine::read(state)?;
+        timer.finish("state");
+
+        let backing = MemoryBacking::CopyOnWrite(template_memory.clone());
+        backing.check_length(saved.memory.bytes().saturating_add(saved.granted))?;
+        let ram = memory::map(saved.memory, &backing)?;
+        let memory = GuestMemoryAtomic::new(ram.clone());
+        timer.finish("memory");
+
+        let mut vm = KvmVm::new(open_kvm()?, &ram)?;
+        let region = restore_region(&mut vm, &saved, &memory, template_memory)?;
+        check_cpu(&cpuid::host(vm.kvm())?, &saved)?;
+        timer.finish("vm");
+
+        // The interrupt controllers come after the vCPUs and before any device, whose interrupt
+        // would be overwritten.
+        let vcpus = restore_vcpus(&vm, &saved.vcpus)?;
+        let clock = vm.restore(&saved.vm)?;
+        start_clocks(&vcpus, &saved, &clock)?;
+        timer.finish("vcpus");
+
+        let platform = Platform::restore(
+            &vm,
+            &memory,
+            config,
+            &saved.platform,
+            saved.cpus,
+            region.as_ref(),
+        )?;
+        platform.announce_clone(&memory, config)?;
+        timer.finish("devices");
+
+        let outcome = Arc::new(Outcome::new().map_err(Error::EventFd)?);
+        let (cpus, memory_size, max_memory_size) = (saved.cpus, saved.memory, saved.max_memory);
+        let parts = Parts {
+            vm,
+            memory,
+            vcpus,
+            platform,
+            outcome,
+            cpus,
+            memory_size,
+            max_memory_size,
+            region,
+            is_clone: true,
+        };
+        let mut machine = Self::assemble(parts)?;
+        timer.finish("threads");
+        machine.stages = timer.into_stages();
+        Ok(machine)
+    }
+}
+
+impl SavedMachine {
+    fn read(file: &StateFile) -> Result<Self, Error> {
+        let machine: MachineState = file.section(
+            MACHINE_SECTION,
+            MACHINE_STATE_VERSION..=MACHINE_STATE_VERSION,
+        )?;
+        if machine.abi != layout::ABI {
+            return Err(Error::Abi {
+                found: machine.abi,
+                expected: layout::ABI,
+            });
+        }
+        let read_vcpu =
+            |id| file.section(&vcpu_section(id), VCPU_STATE_VERSION..=VCPU_STATE_VERSION);
+        let memory = MemorySize::from_bytes(machine.memory_bytes)?;
+        let max_memory = MemorySize::from_bytes(machine.max_memory_bytes)?;
+        check_granted(memory, max_memory, machine.granted_bytes)?;
+        Ok(Self {
+            cpus: VcpuCounts::new(machine.cpus, machine.max_cpus)?,
+            memory,
+            max_memory,
+            granted: machine.granted_bytes,
+            vcpus: (0..machine.cpus).map(read_vcpu).collect::<Result<_, _>>()?,
+            vm: file.section(VM_SECTION, VM_STATE_VERSION..=VM_STATE_VERSION)?,
+            platform: PlatformState::read(file)?,
+        })
+    }
+}
+
+/// What was granted is whole blocks, and no more than what could be added.
+fn check_granted(memory: MemorySize, max_memory: MemorySize, found: u64) -> Result<(), Error> {
+    let limit = max_memory.bytes().checked_sub(memory.bytes());
+    let fits = |limit| found <= limit && found.is_multiple_of(BLOCK_SIZE);
+    if limit.is_some_and(fits) {
+        return Ok(());
+    }
+    Err(Error::Granted {
+        found,
+        memory,
+        max_memory,
+    })
+}
+
+/// The region for added memory, with what the template had of it.
+fn restore_region(
+    vm: &mut KvmVm,
+    saved: &SavedMachine,
+    memory: &SharedMemory,
+    template_memory: &MemoryLayers,
+) -> Result<Option<HotplugRegion>, Error> {
+    let Some(range) = HotplugRange::of(saved.memory, saved.max_memory) else {
+        return Ok(None);
+    };
+    let mut region = HotplugRegion::reserve(range, memory.clone())?;
+    if saved.granted > 0 {
+        region.load(template_memory, saved.memory.bytes(), saved.granted)?;
+        region.grant(vm, saved.granted)?;
+    }
+    Ok(Some(region))
+}
+
+fn check_cpu(host: &[kvm_cpuid_entry2], saved: &SavedMachine) -> Result<(), Error> {
+    let vcpus = saved.vcpus.iter();
+    let missing = vcpus.flat_map(|vcpu| compat::missing_features(&vcpu.cpuid, host));
+    let missing: BTreeSet<_> = missing.collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::CpuFeatures(missing.into_iter().collect()))
+    }
+}
+
+fn restore_vcpus(vm: &KvmVm, states: &[VcpuState]) -> Result<Vec<NewVcpu>, Error> {
+    let make = |(id, state): (u8, &VcpuState)| {
+        let fd = vm.create_vcpu(id)?;
+        vcpu_state::restore(vm, &fd, state)?;
+        Ok(NewVcpu {
+            fd,
+            cpuid: state.cpuid.clone(),
+        })
+    };
+    let vcpus = (0..)
+        .zip(states)
+        .map(make)
+        .collect::<Result<Vec<_>, Error>>()?;
+    // KVM relates its clock to the counters only when they agree.
+    tsc::align(vcpus.iter().map(|vcpu| &vcpu.fd))?;
+    Ok(vcpus)
+}
+
+/// Counters first, then the timers that are compared with them.
+fn start_clocks(
+    vcpus: &[NewVcpu],
+    saved: &SavedMachine,
+    now: &kvm_clock_data,
+) -> Result<(), Error> {
+    for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
+        vcpu_state::continue_tsc(&vcpu.fd, state, saved.vm.clock(), now)?;
+    }
+    for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
+        vcpu_state::arm_timer(&vcpu.fd, state)?;
+        vcpu_state::announce_pause(&vcpu.fd);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn added_memory_that_no_machine_has_is_refused() {
+        let mib = |mib| MemorySize::from_mib(mib).unwrap();
+        let check = |max, found| check_granted(mib(64), mib(max), found);
+        for (max, found) in [(64, 0), (128, 0), (128, 2 << 20), (128, 64 << 20)] {
+            assert!(check(max, found).is_ok(), "{found} of {max} MiB");
+        }
+        for (max, found) in [
+            (62, 0),
+            (64, 2 << 20),
+            (128, 4096),
+            (128, 66 << 20),
+            (128, u64::MAX),
+        ] {
+            let error = check(max, found).unwrap_err();
+            assert!(matches!(error, Error::Granted { .. }), "{error}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! vCPUs: a thread each, which runs guest code until it is told to park.
+
+mod exits;
+mod kick;
+
+use crate::kvm::vcpu_state;
+use crate::outcome::{ExitReason, Outcome};
+use crate::parking::{NotParked, Order, Parking};
+use devices::bus::Bus;
+use exits::Handled;
+use kvm_bindings::kvm_cpuid_entry2;
+use kvm_ioctls::VcpuFd;
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use kick::install_handler;
+
+/// A vCPU answers a kick within microseconds; a host that takes this long is broken.
+const PARK_DEADLINE: Duration = Duration::from_secs(20);
+
+/// The number of a vCPU, which is also its APIC id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VcpuId(pub u8);
+
+impl fmt::Display for VcpuId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "vCPU {}", self.0)
+    }
+}
+
+/// What a vCPU reaches when it leaves guest code.
+#[derive(Debug)]
+pub struct Surroundings {
+    /// Port I/O devices.
+    pub ports: Bus,
+    /// MMIO devices.
+    pub mmio: Bus,
+    /// Where the end of the machine is reported.
+    pub outcome: Arc<Outcome>,
+}
+
+/// A vCPU thread failed or does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The thread cannot be made.
+    #[error("Cannot start the thread of {id}")]
+    Spawn {
+        /// Which vCPU.
+        id: VcpuId,
+        /// The reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread does not come back from the guest.
+    #[error("{id} does not stop")]
+    Park {
+        /// Which vCPU.
+        id: VcpuId,
+        /// The deadline that passed.
+        #[source]
+        source: NotParked,
+    },
+}
+
+/// A vCPU that has its state but no thread yet.
+#[derive(Debug)]
+pub struct NewVcpu {
+    /// The KVM vCPU.
+    pub fd: VcpuFd,
+    /// The CPUID that it was given.
+    pub cpuid: Vec<kvm_cpuid_entry2>,
+}
+
+/// A vCPU and its thread.
+#[derive(Debug)]
+pub struct Vcpu {
+    id: VcpuId,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    fd: Arc<Mutex<VcpuFd>>,
+    parking: Arc<Parking>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Vcpu {
+    /// Starts the thread, parked.
+    ///
+    /// # Errors
+    /// The host gives no thread.
+    pub fn spawn(
+        id: VcpuId,
+        vcpu: NewVcpu,
+        surroundings: Arc<Surroundings>,
+    ) -> Result<Self, VcpuError> {
+        let cpuid = vcpu.cpuid;
+        let fd = Arc::new(Mutex::new(vcpu.fd));
+        let parking = Arc::new(Parking::new());
+        let (thread_fd, thread_parking) = (fd.clone(), parking.clone());
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{}", id.0))
+            .spawn(move || thread_main(id, &thread_fd, &thread_parking, &surroundings))
+            .map_err(|source| VcpuError::Spawn { id, source })?;
+        Ok(Self {
+            id,
+            cpuid,
+            fd,
+            parking,
+            thread: Some(thread),
+        })
+    }
+
+    /// Which vCPU this is.
+    #[must_use]
+    pub fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    /// The CPUID that the guest sees on it.
+    #[must_use]
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Lets it run guest code.
+    pub fn run(&self) {
+        self.parking.order(Order::Run);
+    }
+
+    /// Asks it to park; [`Self::wait_parked`] tells when it has.
+    pub fn park(&self) {
+        self.parking.order(Order::Park);
+        self.kick();
+    }
+
+    /// Waits until it is parked.
+    ///
+    /// # Errors
+    /// It does not come back from the guest.
+    pub fn wait_parked(&self) -> Result<(), VcpuError> {
+        let id = self.id;
+        self.parking
+            .wait_parked(PARK_DEADLINE)
+            .map_err(|source| VcpuError::Park { id, source })
+    }
+
+    /// The KVM vCPU, for reading and writing its state. Blocks while it runs.
+    pub fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn kick(&self) {
+        if let Some(thread) = &self.thread {
+            kick::kick(thread);
+        }
+    }
+}
+
+impl Drop for Vcpu {
+    fn drop(&mut self) {
+        self.parking.order(Order::End);
+        self.kick();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(id = %self.id, "vCPU thread panicked");
+        }
+    }
+}
+
+fn thread_main(id: VcpuId, fd: &Mutex<VcpuFd>, parking: &Parking, surroundings: &Surroundings) {
+    kick::watch_this_thread(&mut fd.lock().unwrap_or_else(PoisonError::into_inner));
+    while parking.next() == Order::Run {
+        let mut vcpu = fd.lock().unwrap_or_else(PoisonError::into_inner);
+        while !parking.has_new_order() {
+            if let Err(reason) = enter_guest(&mut vcpu, surroundings) {
+                surroundings.outcome.end(reason);
+                parking.park_self();
+            }
+        }
+        if let Err(reason) = finish_access(&mut vcpu, surroundings) {
+            surroundings.outcome.end(reason);
+        }
+        vcpu_state::announce_pause(&vcpu);
+    }
+    tracing::debug!(%id, "vCPU thread ends");
+}
+
+/// Runs guest code once, up to the next exit.
+fn enter_guest(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Result<Handled, ExitReason> {
+    let handled = exits::handle(vcpu.run(), surroundings)?;
+    if handled == Handled::Interrupted {
+        // The kick has done its work; without this, every further entry would return at once.
+        vcpu.set_kvm_immediate_exit(0);
+    }
+    Ok(handled)
+}
+
+/// Lets KVM complete an access to a device that has been answered.
+///
+/// After an I/O exit the registers are only right once KVM_RUN was entered again. An entry with
+/// `immediate_exit` does just that; one access can need several, for its parts.
+fn finish_access(vcpu: &mut VcpuFd, surroundings: &Surroundings) -> Result<(), ExitReason> {
+    loop {
+        vcpu.set_kvm_immediate_exit(1);
+        let handled = exits::handle(vcpu.run(), surroundings)?;
+        if handled == Handled::Interrupted {
+            vcpu.set_kvm_immediate_exit(0);
+            return Ok(());
+        }
+    }
+}
