@@ -154,8 +154,10 @@ fn resizes(guest: Guest) {
     let vm = host.restore(&template);
     for (cpus, mib) in [(4, 768), (1, 256), (3, 512), (8, 1024)] {
         let size = format!("{mib}M");
-        vm.minivmm(["resize", "--cpus", &cpus.to_string(), "--mem", &size])
-            .ok();
+        // A guest's kernel may need long to move what is in memory that is to go.
+        let cpu_count = cpus.to_string();
+        let args = ["--cpus", &cpu_count, "--mem", &size, "--timeout", "300"];
+        vm.minivmm(["resize"].iter().chain(&args)).ok();
         has_cpus(&vm, cpus);
         has_memory(&vm, mib);
     }

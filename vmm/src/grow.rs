@@ -2,17 +2,17 @@
 //! the memory device.
 //!
 //! The guest does its part in its own time. These functions put in place what it will use, tell it,
-//! and return; [`Machine::presence`] and [`Machine::plugged`] are what to wait with.
+//! and return; [`Machine::presence`] and [`Machine::memory_request`] are what to wait with.
 
 use crate::Error;
 use crate::boot;
 use crate::config::VcpuCountError;
 use crate::kvm::{cpuid, tsc, vcpu_state};
 use crate::machine::Machine;
+use crate::memory_request::MemoryRequest;
 use crate::size::MemorySize;
 use crate::vcpu::{NewVcpu, Vcpu, VcpuId};
 use devices::cpu_hotplug::Presence;
-use devices::virtio::mem::PluggedHandle;
 
 /// A size that the machine cannot have.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,10 +53,10 @@ impl Machine {
         &self.presence
     }
 
-    /// How much memory the guest has plugged; `None` for a machine that cannot grow.
+    /// The memory that the guest was asked to have, and how much of it it has; `None` for a machine that cannot grow.
     #[must_use]
-    pub fn plugged(&self) -> Option<PluggedHandle> {
-        self.platform.plugged()
+    pub fn memory_request(&self) -> Option<MemoryRequest> {
+        self.platform.memory_request()
     }
 
     /// Whether the machine can have as many CPUs, and as much memory.

@@ -8,7 +8,7 @@
 //! | [`freeze`] | saving one |
 //! | [`restore`] | making a clone from what was saved |
 //! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
-//! | [`grow`] | changing its size while it lives |
+//! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
 //! | [`platform`] | the devices of the machine and their wiring |
@@ -33,6 +33,7 @@ pub mod machine;
 mod map_layers;
 pub mod memory;
 pub mod memory_fault;
+pub mod memory_request;
 pub mod outcome;
 mod pagemap;
 pub mod parking;
@@ -44,7 +45,6 @@ pub mod vcpu;
 
 pub use config::{BootConfig, CloneConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig};
 pub use devices::cpu_hotplug::Presence;
-pub use devices::virtio::mem::PluggedHandle;
 pub use devices::vmgenid::GenerationId;
 pub use error::Error;
 pub use freeze::FrozenMachine;
@@ -52,6 +52,7 @@ pub use grow::SizeLimit;
 pub use machine::{ConsoleInput, Machine};
 pub use memory::MemoryBacking;
 pub use memory_fault::MemoryFaults;
+pub use memory_request::MemoryRequest;
 pub use outcome::{ExitReason, Outcome};
 pub use size::{MemorySize, SizeError};
 pub use stages::Stage;

@@ -5,6 +5,7 @@ use crate::event_loop::Subscriber;
 use crate::hotplug_region::HotplugRegion;
 use crate::kvm::{KvmError, KvmVm};
 use crate::layout::{CPU_CONTROLLER, GED_GSI, GED_REGISTER, GENERATION_ID, SERIAL_GSI, VirtioSlot};
+use crate::memory_request::MemoryRequest;
 use crate::outcome::Outcome;
 use devices::bus::{Bus, BusDevice, Overlap, SharedDevice};
 use devices::console::Console;
@@ -19,8 +20,8 @@ use devices::pvpanic::{self, PvPanic};
 use devices::serial::{self, SERIAL_STATE_VERSION, Serial, SerialError, SerialState};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{
-    MEM_STATE_VERSION, Mem, MemError, MemState, MemStateError, PlugMap, PluggedHandle, Region,
-    RegionError, SizeError,
+    MEM_STATE_VERSION, Mem, MemError, MemState, MemStateError, PlugMap, Region, RegionError,
+    SizeError,
 };
 use devices::virtio::mmio::{self, MmioTransport, SharedMemory, TransportError};
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
@@ -280,8 +281,8 @@ impl Platform {
 
     /// How much memory the guest has plugged; `None` when there is no memory device.
     #[must_use]
-    pub fn plugged(&self) -> Option<PluggedHandle> {
-        self.mem.as_ref().map(|mem| lock(mem).device().plugged())
+    pub fn memory_request(&self) -> Option<MemoryRequest> {
+        self.mem.clone().map(MemoryRequest::new)
     }
 
     /// The plugged parts of the region for added memory: offset and length in bytes, in order.
@@ -448,6 +449,6 @@ fn shared(device: impl BusDevice + 'static) -> SharedDevice {
 }
 
 /// A device whose last user panicked is as good as any other: the guest's state is in the guest.
-fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }

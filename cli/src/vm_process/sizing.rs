@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmm::{Machine, MemorySize, PluggedHandle, Presence};
+use vmm::{Machine, MemoryRequest, MemorySize, Presence};
 
 use crate::agent::{Agent, Online};
 
@@ -26,7 +26,7 @@ pub struct Sizing {
     boot_bytes: u64,
     grows: Growth,
     presence: Presence,
-    plugged: Option<PluggedHandle>,
+    memory: Option<MemoryRequest>,
     begun: Instant,
 }
 
@@ -89,9 +89,9 @@ impl Sizing {
         let begun = Instant::now();
         machine.check_size(target.cpus, target.memory)?;
         let presence = machine.presence().clone();
-        let plugged = machine.plugged();
+        let memory = machine.memory_request();
         let boot_bytes = machine.memory_size().bytes();
-        let plugged_bytes = plugged.as_ref().map_or(0, PluggedHandle::bytes);
+        let plugged_bytes = memory.as_ref().map_or(0, MemoryRequest::plugged_bytes);
         let added_bytes = target.memory.map_or(plugged_bytes, |memory| {
             memory.bytes().saturating_sub(boot_bytes)
         });
@@ -112,7 +112,7 @@ impl Sizing {
                 memory: added_bytes > plugged_bytes,
             },
             presence,
-            plugged,
+            memory,
             begun,
         })
     }
@@ -144,9 +144,9 @@ impl Sizing {
             (online, plugged.join().ok().flatten())
         });
         let online = online?;
-        let plugged = self.plugged.as_ref();
+        let memory = self.memory.as_ref();
         let memory_settled =
-            self.target.memory.is_none() || plugged.is_none() || plugged_at.is_some();
+            self.target.memory.is_none() || memory.is_none() || plugged_at.is_some();
 
         let has_cpus = self
             .target
@@ -160,7 +160,7 @@ impl Sizing {
             cpus: u8::try_from(self.presence.present().len()).unwrap_or(u8::MAX),
             online_cpus: online.cpus,
             wanted_memory_bytes: self.target.memory.map(MemorySize::bytes),
-            memory_bytes: self.boot_bytes + plugged.map_or(0, PluggedHandle::bytes),
+            memory_bytes: self.boot_bytes + memory.map_or(0, MemoryRequest::plugged_bytes),
             guest_memory_bytes: online.memory_bytes,
             refused: Some(online.refused).filter(|text| !text.is_empty()),
             took_ms: self.begun.elapsed().as_secs_f64() * 1000.0,
@@ -176,7 +176,7 @@ impl Sizing {
     /// Waits until the guest has taken, or given back, its memory, and tells when it had.
     fn wait_plugged(&self, patience: Duration) -> Option<Instant> {
         self.target.memory?;
-        let plugged = self.plugged.as_ref()?.wait_for(self.added_bytes, patience);
+        let plugged = self.memory.as_ref()?.wait_for(self.added_bytes, patience);
         plugged.then(Instant::now)
     }
 }

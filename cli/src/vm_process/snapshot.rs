@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use snapshot::{Artifact, GuestSpec, PendingTemplate, Start, Store, Template, TemplateName};
-use vmm::{FrozenMachine, Machine, PluggedHandle};
+use vmm::{FrozenMachine, Machine, MemoryRequest};
 
 use super::freeze::template_spec;
 use super::snapshotting::Hold;
@@ -131,7 +131,10 @@ struct Size {
 
 impl Size {
     fn of(machine: &Machine) -> Self {
-        let plugged = machine.plugged().as_ref().map_or(0, PluggedHandle::bytes);
+        let plugged = machine
+            .memory_request()
+            .as_ref()
+            .map_or(0, MemoryRequest::plugged_bytes);
         Self {
             cpus: u32::try_from(machine.presence().present().len()).unwrap_or(u32::MAX),
             max_cpus: machine.cpus().max().into(),
