@@ -3,14 +3,18 @@
 //! One thread and one epoll loop do everything, so an idle agent sleeps in one system call, the
 //! end of a child cannot race with a caller that waits for it, and a clone pays for few pages:
 //! - [`init`] sets up a machine whose PID 1 the agent is.
-//! - [`server`] listens, reads calls and answers them; [`exec`] runs commands for it.
+//! - [`server`] listens, reads calls and answers them; [`exec`] runs commands
+//!   for it, [`forward`] connects it with programs of the guest's own.
+//! - [`tool`] is what the agent starts its own program for: copies of files.
 //! - [`machine`] is what the calls do to the guest: entropy, clock, identity, hot-plug, power.
 
 mod error;
 mod exec;
+mod forward;
 mod init;
 mod machine;
 mod server;
+mod tool;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -27,6 +31,11 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 fn main() -> ExitCode {
     let result = if std::process::id() == 1 {
         init::run()
+    } else if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == tool::TOOL)
+    {
+        return tool::run(std::env::args_os().skip(2).collect());
     } else {
         run_as_service()
     };

@@ -414,3 +414,67 @@ fn status_is_kept_for_a_wait_that_comes_late() {
     read_all(stderr);
     assert_eq!(agent.client().wait(&id).unwrap().code, 3);
 }
+
+#[test]
+fn detached_command_prints_into_its_log_and_is_waited_for() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("logs/log");
+    let mut request = shell("echo out; echo err >&2; cat; exit 3");
+    request.detach = true;
+    request.log = log.to_str().unwrap().to_owned();
+    let mut client = agent.client();
+    let id = client.exec(&request, TIMEOUT).unwrap();
+    assert_eq!(client.wait(&id).unwrap().code, 3);
+    assert_eq!(std::fs::read_to_string(log).unwrap(), "out\nerr\n");
+    assert_eq!(
+        agent.ask_for(&format!("{id} stdout")).1.split(' ').next(),
+        Some("error")
+    );
+}
+
+#[test]
+fn detached_command_outlives_the_connection_and_can_be_signalled() {
+    let agent = Agent::start();
+    let mut request = shell("trap 'exit 5' USR1; while :; do sleep 0.05; done");
+    request.detach = true;
+    let id = agent.client().exec(&request, TIMEOUT).unwrap();
+    let signal = SignalRequest {
+        exec_id: id.clone(),
+        signal: 10,
+        ..Default::default()
+    };
+    let mut client = agent.client();
+    // Before the trap is set the signal would end it.
+    let trapped = || {
+        let status = support::status_of_children(agent.pid());
+        status.iter().any(|status| catches_usr1(status))
+    };
+    while !trapped() {
+        thread::yield_now();
+    }
+    client.signal(&signal, TIMEOUT).unwrap();
+    assert_eq!(client.wait(&id).unwrap().code, 5);
+}
+
+#[test]
+fn detached_command_that_cannot_be_started_is_refused() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("script");
+    std::fs::write(&script, "#!/no/such/interpreter\n").unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut request = command(&[script.to_str().unwrap()]);
+    request.detach = true;
+    let (code, message) = refused(agent.client().exec(&request, TIMEOUT).unwrap_err());
+    assert_eq!(code, Code::NOT_FOUND);
+    assert!(message.contains("interpreter"), "{message}");
+}
+
+/// Whether the process of this /proc/PID/status catches SIGUSR1.
+fn catches_usr1(status: &str) -> bool {
+    let caught = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigCgt:\t"));
+    caught.is_some_and(|mask| u64::from_str_radix(mask, 16).unwrap() & (1 << 9) != 0)
+}

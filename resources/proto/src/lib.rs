@@ -4,12 +4,13 @@
 //! - [`guest`]: minivmm's own service.
 //! - [`client`]: calls with deadlines over one connected socket.
 //! - [`frame`]: ttrpc's wire format, used by the client and by the agent's server.
-//! - [`stdio`]: the line that opens a stream of a command.
+//! - [`stdio`], [`forward`]: the lines that open a stream of a command, and one to a guest's port.
 //!
 //! Messages and service traits are generated from `proto/*.proto` with ttrpc's generator.
 
 pub mod client;
 mod error;
+pub mod forward;
 pub mod frame;
 #[rustfmt::skip]
 mod generated;
@@ -23,6 +24,8 @@ pub use generated::{agent, agent_ttrpc, guest, guest_ttrpc, health, health_ttrpc
 pub const AGENT_PORT: u32 = 1024;
 /// Vsock port on which the agent takes the streams of commands.
 pub const STDIO_PORT: u32 = 1025;
+/// Vsock port on which the agent takes streams to ports and sockets of the guest's own.
+pub const FORWARD_PORT: u32 = 1026;
 /// Vsock port on the host to which the agent connects once it is ready.
 pub const READY_PORT: u32 = 1024;
 /// What the agent writes on that connection.

@@ -12,9 +12,12 @@ use ttrpc::Code;
 
 use crate::error::Refusal;
 use crate::exec::user::User;
+use crate::tool;
 
 /// Where programs are, for those that are told nothing else.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The agent, also when its file has been replaced.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 const DEFAULT_TERM: &str = "xterm";
 
 /// A command that can be started.
@@ -34,7 +37,12 @@ pub struct Plan {
     pub terminal: Option<Winsize>,
     /// Whether the host brings input.
     pub stdin: bool,
+    /// Where its output goes when the host takes none.
+    pub detached: Option<Log>,
 }
+
+/// What a detached command prints goes into this file, if there is one.
+pub type Log = Option<PathBuf>;
 
 impl Plan {
     /// Checks the request against the guest.
@@ -46,30 +54,54 @@ impl Plan {
         if let Some(text) = request
             .argv
             .iter()
-            .chain([&request.cwd])
+            .chain([&request.cwd, &request.log])
             .find(|s| s.contains('\0'))
         {
             return Err(Refusal::invalid(format!(
                 "{text:?} contains a NUL character"
             )));
         }
+        let detached = detached(&request)?;
         let user = match request.user.as_str() {
             "" => None,
             wanted => Some(User::find(wanted)?),
         };
         let cwd = working_directory(&request.cwd)?;
         let env = environment(&request, user.as_ref())?;
-        let program = find_program(&name, &cwd, &env)?;
+        let (program, argv) = if request.tool {
+            let words = [tool::AGENT, tool::TOOL].map(str::to_owned);
+            (
+                OWN_PROGRAM.into(),
+                words.into_iter().chain(request.argv).collect(),
+            )
+        } else {
+            (find_program(&name, &cwd, &env)?, request.argv)
+        };
         Ok(Self {
             program,
-            argv: request.argv,
+            argv,
             env,
             cwd,
             user,
             terminal: request.tty.then(|| window(request.rows, request.cols)),
             stdin: request.stdin,
+            detached,
         })
     }
+}
+
+fn detached(request: &ExecRequest) -> Result<Option<Log>, Refusal> {
+    let wrong = match (request.detach, request.log.as_str()) {
+        (false, "") => return Ok(None),
+        (false, _) => "Only a detached command has a log",
+        (true, _) if request.tty || request.stdin => {
+            "A detached command has no terminal and no input"
+        }
+        (true, "") => return Ok(Some(None)),
+        (true, log) if log.starts_with('/') => return Ok(Some(Some(log.into()))),
+        (true, _) => "The log's path does not begin with /",
+    };
+    Err(Refusal::invalid(wrong))
 }
 
 /// The size of a terminal as the kernel takes it.
@@ -235,5 +267,14 @@ mod tests {
         invalid(&["sh"], |r| r.env.push("FOO".into()), "\"FOO\"");
         invalid(&["sh"], |r| r.env.push("=x".into()), "\"=x\"");
         invalid(&["sh"], |r| r.user = "no-such-user".into(), "no-such-user");
+        invalid(&["sh"], |r| r.log = "/tmp/log".into(), "Only a detached");
+        let detached_with = |r: &mut ExecRequest| r.detach = true;
+        assert!(plan(&["sh"], detached_with).unwrap().detached.is_some());
+        invalid(&["sh"], |r| (r.detach, r.tty) = (true, true), "no terminal");
+        invalid(
+            &["sh"],
+            |r| (r.detach, r.log) = (true, "log".into()),
+            "begin with /",
+        );
     }
 }

@@ -13,9 +13,9 @@ use ttrpc::Code;
 use crate::error::{Error, Refusal};
 use crate::exec::End;
 use crate::exec::outcome::{ATTACH_TIMEOUT, Outcome};
-use crate::exec::plan::{Plan, window};
+use crate::exec::plan::{Log, Plan, window};
 use crate::exec::pump::{Progress, Pump};
-use crate::exec::spawn::{Started, spawn};
+use crate::exec::spawn::{Started, spawn, spawn_detached};
 use crate::server::poller::{Poller, Token};
 
 /// How long a command whose host has gone may go on after SIGHUP.
@@ -91,6 +91,26 @@ impl Session {
             terminal: None,
             plan,
         }
+    }
+
+    /// A command that runs already and has no streams.
+    pub fn detached(id: u32, plan: Plan, log: &Log) -> Result<Self, Refusal> {
+        let pid = spawn_detached(&plan, log).map_err(|error| {
+            let code = match error.kind() {
+                ErrorKind::NotFound => Code::NOT_FOUND,
+                _ => Code::PERMISSION_DENIED,
+            };
+            Refusal::new(code, cannot_execute(&plan, &error))
+        })?;
+        Ok(Self {
+            id,
+            state: State::Running { pid, kill_at: None },
+            stdin: Channel::None,
+            stdout: Channel::None,
+            stderr: Channel::None,
+            terminal: None,
+            plan,
+        })
     }
 
     /// The process, while it runs.
@@ -196,12 +216,7 @@ impl Session {
             drain_until: None,
         };
         self.stdin = Channel::Finished;
-        let mut text = format!("{}: cannot execute: {error}", self.plan.program.display());
-        if code == CODE_NOT_FOUND {
-            // It was there when it was looked up.
-            text.push_str(" (is its interpreter or loader missing?)");
-        }
-        text.push('\n');
+        let text = cannot_execute(&self.plan, error) + "\n";
         let errors = if self.plan.terminal.is_some() {
             &mut self.stdout
         } else {
@@ -369,6 +384,15 @@ impl Session {
             format!("Command {} has ended", self.id),
         )
     }
+}
+
+fn cannot_execute(plan: &Plan, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        // It was there when it was looked up.
+        ErrorKind::NotFound => " (is its interpreter or loader missing?)",
+        _ => "",
+    };
+    format!("{}: cannot execute: {error}{hint}", plan.program.display())
 }
 
 /// The connection of a channel that is attached, leaving the channel finished.

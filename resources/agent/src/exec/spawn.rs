@@ -1,5 +1,6 @@
 //! Starts a command in a session of its own.
 
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -13,7 +14,7 @@ use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 
-use crate::exec::plan::Plan;
+use crate::exec::plan::{Log, Plan};
 use crate::exec::user::User;
 
 /// A running command with our ends of its streams, none of which block.
@@ -29,6 +30,22 @@ pub struct Started {
     pub stderr: Option<OwnedFd>,
     /// Its terminal.
     pub terminal: Option<OwnedFd>,
+}
+
+/// Starts `plan` with its output in its log. The process must be reaped by whoever watches for
+/// SIGCHLD.
+pub fn spawn_detached(plan: &Plan, log: &Log) -> io::Result<Pid> {
+    let (stdout, stderr) = match log {
+        None => (Stdio::null(), Stdio::null()),
+        Some(path) => {
+            if let Some(directory) = path.parent() {
+                fs::create_dir_all(directory)?;
+            }
+            let log = File::options().append(true).create(true).open(path)?;
+            (log.try_clone()?.into(), log.into())
+        }
+    };
+    start(plan, Stdio::null(), stdout, stderr)
 }
 
 /// Starts `plan`. The process must be reaped by whoever watches for SIGCHLD.

@@ -59,10 +59,14 @@ impl Table {
             let text = format!("{MAX_COMMANDS} commands are there already");
             return Err(Refusal::new(Code::RESOURCE_EXHAUSTED, text));
         }
-        self.last_id = self.last_id.wrapping_add(1);
-        self.sessions
-            .insert(self.last_id, Session::new(self.last_id, plan));
-        Ok(self.last_id.to_string())
+        let id = self.last_id.wrapping_add(1);
+        let session = match plan.detached.clone() {
+            None => Session::new(id, plan),
+            Some(log) => Session::detached(id, plan, &log)?,
+        };
+        self.last_id = id;
+        self.sessions.insert(id, session);
+        Ok(id.to_string())
     }
 
     fn find(&mut self, exec_id: &str) -> Result<(u32, &mut Session), Refusal> {

@@ -42,19 +42,18 @@ impl User {
         let uid = entry
             .as_ref()
             .map(|entry| entry.uid)
-            .or_else(|| user.parse().ok())
+            .or_else(|| parse_id(user))
             .ok_or_else(|| Refusal::invalid(format!("No user {user:?} in the guest's {PASSWD}")))?;
         let gid = match primary {
             Some(primary) => find_group(primary, group)?,
             None => entry.as_ref().map_or(0, |entry| entry.gid),
         };
+        // A group that is asked for is the only one.
+        let member = entry.as_ref().filter(|_| primary.is_none());
         Ok(Self {
             uid: Uid::from_raw(uid),
             gid: Gid::from_raw(gid),
-            groups: entry
-                .as_ref()
-                .map(|entry| memberships(entry.name, group))
-                .unwrap_or_default(),
+            groups: member.map_or_else(Vec::new, |entry| memberships(entry.name, group)),
             home: entry.map(|entry| entry.home.to_owned()),
         })
     }
@@ -102,8 +101,13 @@ fn find_group(wanted: &str, group: &str) -> Result<u32, Refusal> {
     groups(group)
         .find(|(name, _, _)| *name == wanted)
         .map(|(_, gid, _)| gid)
-        .or_else(|| wanted.parse().ok())
+        .or_else(|| parse_id(wanted))
         .ok_or_else(|| Refusal::invalid(format!("No group {wanted:?} in the guest's {GROUP}")))
+}
+
+/// The kernel takes the last number for "as it is".
+fn parse_id(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
 }
 
 fn memberships(user: &str, group: &str) -> Vec<Gid> {
@@ -143,8 +147,8 @@ mod tests {
     }
 
     #[test]
-    fn group_may_be_given_by_name_or_number() {
-        assert_eq!(find("ada:video").1, 44);
+    fn group_that_is_asked_for_is_the_only_one() {
+        assert_eq!((find("ada:video").1, find("ada:video").2), (44, vec![]));
         assert_eq!(find("ada:7").1, 7);
     }
 
@@ -155,7 +159,13 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused() {
-        for (wanted, named) in [("eve", "\"eve\""), ("ada:staff", "\"staff\""), ("", "\"\"")] {
+        for (wanted, named) in [
+            ("eve", "\"eve\""),
+            ("ada:staff", "\"staff\""),
+            ("", "\"\""),
+            ("4294967295", "\"4294967295\""),
+            ("-1", "\"-1\""),
+        ] {
             let refusal = User::find_in(wanted, PASSWD, GROUP).unwrap_err();
             assert!(refusal.message.contains(named), "{}", refusal.message);
         }

@@ -1,8 +1,10 @@
-//! A stdio connection until it has said which stream it is.
+//! A connection for a stream, until it has said which one it wants.
 
+use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::str::FromStr;
 
-use proto::stdio::{ACCEPTED, Attach, MAX_LINE_BYTES, REFUSED_PREFIX};
+use proto::stdio::{ACCEPTED, MAX_LINE_BYTES, REFUSED_PREFIX};
 use rustix::io::{Errno, read, write};
 
 /// A connection that has not sent its whole line yet.
@@ -14,11 +16,11 @@ pub struct Attaching {
 
 /// What has become of it.
 #[derive(Debug)]
-pub enum Step {
+pub enum Step<T> {
     /// More of the line is to come.
     Incomplete,
     /// The line is there; the bytes are what followed it.
-    Asks(Attach, Vec<u8>),
+    Asks(T, Vec<u8>),
     /// The line is wrong; the reason is for the peer.
     Wrong(String),
     /// The peer has gone.
@@ -40,7 +42,7 @@ impl Attaching {
     }
 
     /// Reads what is there.
-    pub fn receive(&mut self) -> Step {
+    pub fn receive<T: FromStr<Err: Display>>(&mut self) -> Step<T> {
         let mut buffer = [0; MAX_LINE_BYTES];
         loop {
             match read(&self.socket, &mut buffer) {
@@ -56,7 +58,7 @@ impl Attaching {
                 let early = self.received.split_off(end + 1);
                 let line = String::from_utf8_lossy(&self.received);
                 return match line.trim_end_matches('\n').parse() {
-                    Ok(attach) => Step::Asks(attach, early),
+                    Ok(asked) => Step::Asks(asked, early),
                     Err(error) => Step::Wrong(format!("{error}")),
                 };
             }
@@ -68,17 +70,30 @@ impl Attaching {
 
     /// Says yes and hands the connection on; `None` when the peer has gone.
     pub fn accept(self) -> Option<OwnedFd> {
-        // So few bytes fit into the buffer of a new connection.
-        write(&self.socket, ACCEPTED.as_bytes())
-            .ok()
-            .map(|_| self.socket)
+        accept(&self.socket).then_some(self.socket)
     }
 
     /// Says why not, and closes.
     pub fn refuse(self, reason: &str) {
-        let line = format!("{REFUSED_PREFIX}{reason}\n");
-        if let Err(errno) = write(&self.socket, line.as_bytes()) {
-            crate::say(&format!("Cannot refuse a stream ({reason}): {errno}"));
-        }
+        refuse(&self.socket, reason);
+    }
+
+    /// Hands the connection on, for somebody else to accept or to refuse.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket
+    }
+}
+
+/// Says yes; false when the peer has gone.
+pub fn accept(socket: &OwnedFd) -> bool {
+    // So few bytes fit into the buffer of a new connection.
+    write(socket, ACCEPTED.as_bytes()).is_ok()
+}
+
+/// Says why not.
+pub fn refuse(socket: &OwnedFd, reason: &str) {
+    let line = format!("{REFUSED_PREFIX}{reason}\n");
+    if let Err(errno) = write(socket, line.as_bytes()) {
+        crate::say(&format!("Cannot refuse a stream ({reason}): {errno}"));
     }
 }

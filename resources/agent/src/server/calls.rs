@@ -8,8 +8,8 @@ use proto::agent::{
 };
 use proto::guest::shutdown_request::Action;
 use proto::guest::{
-    ExecResponse, HoldRequest, HoldResponse, OnlineRequest, OnlineResponse, PrepareResponse,
-    ReleaseResponse, ResizeRequest, ShutdownRequest, SignalRequest, WaitRequest,
+    ExecRequest, ExecResponse, HoldRequest, HoldResponse, OnlineRequest, OnlineResponse,
+    PrepareResponse, ReleaseResponse, ResizeRequest, ShutdownRequest, SignalRequest, WaitRequest,
 };
 use proto::health::health_check_response::ServingStatus;
 use proto::health::{HealthCheckResponse, VersionCheckResponse};
@@ -104,10 +104,7 @@ impl Services {
             }
             ("minivmm.v1.Guest", "Prepare") => encode(&self.prepare()?),
             ("minivmm.v1.Guest", "Release") => encode(&self.release()?),
-            ("minivmm.v1.Guest", "Exec") => encode(&ExecResponse {
-                exec_id: self.commands.create(decode(payload)?)?,
-                ..Default::default()
-            }),
+            ("minivmm.v1.Guest", "Exec") => self.exec(decode(payload)?),
             ("minivmm.v1.Guest", "Signal") => {
                 let request: SignalRequest = decode(payload)?;
                 self.commands.signal(&request.exec_id, request.signal)?;
@@ -121,6 +118,20 @@ impl Services {
             }
             _ => Err(unknown(request)),
         }
+    }
+
+    fn exec(&mut self, request: ExecRequest) -> Answer {
+        // One with streams starts when they are attached, which has to wait for the same thing.
+        if request.detach && self.is_holding() {
+            return Err(Refusal::new(
+                Code::UNAVAILABLE,
+                "The guest's processes are held while it is saved; no command can be started now",
+            ));
+        }
+        encode(&ExecResponse {
+            exec_id: self.commands.create(request)?,
+            ..Default::default()
+        })
     }
 
     fn prepare(&mut self) -> Result<PrepareResponse, Refusal> {

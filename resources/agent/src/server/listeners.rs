@@ -7,43 +7,50 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use proto::{AGENT_PORT, STDIO_PORT};
+use proto::{AGENT_PORT, FORWARD_PORT, STDIO_PORT};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
 use crate::error::Error;
 use crate::machine::vsock;
 
-/// The two listening sockets, which do not block.
+/// The listening sockets, which do not block.
 #[derive(Debug)]
 pub struct Listeners {
     /// For ttrpc.
     pub calls: OwnedFd,
     /// For the streams of commands.
     pub stdio: OwnedFd,
+    /// For streams to programs of the guest's own.
+    pub forward: OwnedFd,
     /// Given up for a moment when no descriptor is left, so that a peer can be turned away instead
     /// of being reported as waiting for ever.
     reserve: Option<OwnedFd>,
 }
 
 impl Listeners {
-    /// Listens on the two vsock ports.
+    /// Listens on the vsock ports.
     pub fn vsock() -> Result<Self, Error> {
-        Self::new(vsock::listener(AGENT_PORT)?, vsock::listener(STDIO_PORT)?)
+        let [calls, stdio, forward] = [AGENT_PORT, STDIO_PORT, FORWARD_PORT].map(vsock::listener);
+        Self::new(calls?, stdio?, forward?)
     }
 
-    /// Listens on the Unix sockets `path` and `path.stdio`.
+    /// Listens on the Unix sockets `path`, `path.stdio` and `path.forward`.
     pub fn unix(path: &Path) -> Result<Self, Error> {
-        let mut stdio = OsString::from(path);
-        stdio.push(".stdio");
-        Self::new(unix_listener(path)?, unix_listener(PathBuf::from(stdio))?)
+        let [calls, stdio, forward] = ["", ".stdio", ".forward"].map(|suffix| {
+            let mut path = OsString::from(path);
+            path.push(suffix);
+            unix_listener(PathBuf::from(path))
+        });
+        Self::new(calls?, stdio?, forward?)
     }
 
-    fn new(calls: OwnedFd, stdio: OwnedFd) -> Result<Self, Error> {
+    fn new(calls: OwnedFd, stdio: OwnedFd, forward: OwnedFd) -> Result<Self, Error> {
         let reserve = Some(another_descriptor(&calls)?);
         Ok(Self {
             calls,
             stdio,
+            forward,
             reserve,
         })
     }
@@ -56,6 +63,11 @@ impl Listeners {
     /// The next waiting connection for a stream.
     pub fn accept_stdio(&mut self) -> Result<Option<OwnedFd>, Error> {
         accept(&self.stdio, &mut self.reserve)
+    }
+
+    /// The next waiting connection for a program of the guest's own.
+    pub fn accept_forward(&mut self) -> Result<Option<OwnedFd>, Error> {
+        accept(&self.forward, &mut self.reserve)
     }
 }
 

@@ -3,7 +3,7 @@
 //! - [`poller`] waits; [`listeners`] are where the host connects.
 //! - [`connection`] is a ttrpc connection, [`calls`] what can be called on it, [`adoption`] the call
 //!   that a clone gets first, [`jobs`] the few calls that take long.
-//! - [`attach`] is a connection on the stdio port until its command takes it over.
+//! - [`attach`] is a connection for a stream until a command or a program takes it over.
 
 pub mod adoption;
 pub mod attach;
@@ -19,13 +19,16 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use proto::forward::Target;
 use proto::guest::shutdown_request::Action;
+use proto::stdio::Attach;
 use protobuf::Message;
 use ttrpc::Code;
 
 use crate::error::{Error, Refusal};
 use crate::exec::spawn::raise_file_limit;
 use crate::exec::table::Table;
+use crate::forward::Relays;
 use crate::machine::{Machine, shutdown};
 use crate::say;
 use attach::{Attaching, Step};
@@ -52,6 +55,9 @@ pub struct Server {
     services: Services,
     connections: BTreeMap<u32, Connection>,
     attaching: BTreeMap<u32, Attaching>,
+    /// Connections that have not said yet which program of the guest's they want.
+    asking: BTreeMap<u32, Attaching>,
+    relays: Relays,
     last_connection: u32,
     /// Nobody can attach to a command, and so start it, while processes are held.
     holding: bool,
@@ -78,6 +84,7 @@ impl Server {
         let poller = Poller::new()?;
         poller.watch_input(&listeners.calls, Token::CallListener)?;
         poller.watch_input(&listeners.stdio, Token::StdioListener)?;
+        poller.watch_input(&listeners.forward, Token::ForwardListener)?;
         poller.watch_input(signals.as_fd(), Token::Signal)?;
         poller.watch_input(services.jobs.as_fd(), Token::Job)?;
         Ok(Self {
@@ -87,6 +94,8 @@ impl Server {
             services,
             connections: BTreeMap::new(),
             attaching: BTreeMap::new(),
+            asking: BTreeMap::new(),
+            relays: Relays::default(),
             last_connection: 0,
             holding: false,
             stopped: false,
@@ -101,6 +110,7 @@ impl Server {
             }
             self.follow_hold()?;
             self.services.commands.advance_unfinished();
+            self.relays.advance_unfinished();
             self.services.commands.expire(Instant::now());
             for (caller, answer) in self.services.commands.answers() {
                 self.answer(caller, answer.and_then(|answer| encode(&answer)));
@@ -111,7 +121,7 @@ impl Server {
 
     /// How long the loop may sleep: for ever, unless a command waits for something.
     fn patience(&self) -> Option<Duration> {
-        if self.services.commands.has_unfinished() {
+        if self.services.commands.has_unfinished() || self.relays.has_unfinished() {
             return Some(Duration::ZERO);
         }
         let deadline = self.services.commands.next_deadline();
@@ -128,6 +138,12 @@ impl Server {
             Token::Attach(id) => self.receive_attach(id),
             Token::Stream(id, end) => {
                 self.services.commands.advance(id, end);
+                Ok(())
+            }
+            Token::ForwardListener => self.accept_forward(),
+            Token::Asking(id) => self.receive_target(id),
+            Token::Relay(id) => {
+                self.relays.advance(id);
                 Ok(())
             }
         }
@@ -218,7 +234,7 @@ impl Server {
         let Some(attaching) = self.attaching.get_mut(&id) else {
             return Ok(());
         };
-        let step = attaching.receive();
+        let step = attaching.receive::<Attach>();
         if matches!(step, Step::Incomplete) {
             return Ok(());
         }
@@ -239,6 +255,34 @@ impl Server {
                     }
                 }
             },
+        }
+        Ok(())
+    }
+
+    fn accept_forward(&mut self) -> Result<(), Error> {
+        if let Some(socket) = self.listeners.accept_forward()? {
+            let id = self.next_connection();
+            let asking = Attaching::new(socket);
+            self.poller
+                .watch_changes(asking.as_fd(), Token::Asking(id))?;
+            self.asking.insert(id, asking);
+        }
+        Ok(())
+    }
+
+    fn receive_target(&mut self, id: u32) -> Result<(), Error> {
+        let Some(mut asking) = self.asking.remove(&id) else {
+            return Ok(());
+        };
+        match asking.receive::<Target>() {
+            Step::Incomplete => drop(self.asking.insert(id, asking)),
+            Step::Gone => {}
+            Step::Wrong(reason) => asking.refuse(&reason),
+            Step::Asks(target, early) => {
+                self.poller.forget(asking.as_fd())?;
+                let host = asking.into_socket();
+                self.relays.start(id, host, &target, early, &self.poller)?;
+            }
         }
         Ok(())
     }

@@ -31,6 +31,12 @@ pub enum Token {
     Attach(u32),
     /// One end of a command's stream.
     Stream(u32, End),
+    /// A connection waits on the listener for programs of the guest's own.
+    ForwardListener,
+    /// A connection that has not said yet which program it wants.
+    Asking(u32),
+    /// Either side of a connection to such a program.
+    Relay(u32),
 }
 
 impl Token {
@@ -43,6 +49,9 @@ impl Token {
             Self::Call(id) => (4, id, 0),
             Self::Attach(id) => (5, id, 0),
             Self::Stream(id, end) => (6, id, end.number()),
+            Self::ForwardListener => (7, 0, 0),
+            Self::Asking(id) => (8, id, 0),
+            Self::Relay(id) => (9, id, 0),
         };
         u64::from(id) << 16 | kind << 8 | u64::from(end)
     }
@@ -58,6 +67,9 @@ impl Token {
             4 => Some(Self::Call(id)),
             5 => Some(Self::Attach(id)),
             6 => Some(Self::Stream(id, End::from_number(end)?)),
+            7 => Some(Self::ForwardListener),
+            8 => Some(Self::Asking(id)),
+            9 => Some(Self::Relay(id)),
             _ => None,
         }
     }
@@ -148,6 +160,9 @@ mod tests {
             Token::Attach(7),
             Token::Stream(u32::MAX - 1, End::StderrSink),
             Token::Stream(1, End::StdinSource),
+            Token::ForwardListener,
+            Token::Asking(3),
+            Token::Relay(u32::MAX),
         ];
         for token in tokens {
             assert_eq!(Token::decode(token.encode()), Some(token));

@@ -60,10 +60,19 @@ impl Agent {
         AgentClient::new(self.connect())
     }
 
-    /// Asks for a stream; the connection and the agent's answer.
+    /// Asks for a stream of a command; the connection and the agent's answer.
     pub fn ask_for(&self, line: &str) -> (UnixStream, String) {
+        self.ask_at(".stdio", line)
+    }
+
+    /// Asks for a stream to a program of the guest's own.
+    pub fn open(&self, line: &str) -> (UnixStream, String) {
+        self.ask_at(".forward", line)
+    }
+
+    fn ask_at(&self, suffix: &str, line: &str) -> (UnixStream, String) {
         let mut path = self.socket.clone().into_os_string();
-        path.push(".stdio");
+        path.push(suffix);
         let mut stream = UnixStream::connect(path).unwrap();
         // At once: a line that is too long is refused, and the connection closed, before its end.
         stream.write_all(format!("{line}\n").as_bytes()).unwrap();
@@ -142,6 +151,14 @@ impl Drop for Agent {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
+}
+
+/// What the kernel says of each process that was started by `pid`.
+pub fn status_of_children(pid: u32) -> Vec<String> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(path).unwrap();
+    let status = |child| std::fs::read_to_string(format!("/proc/{child}/status")).ok();
+    children.split_whitespace().filter_map(status).collect()
 }
 
 /// What a command did.

@@ -1835,6 +1835,12 @@ pub struct ExecRequest {
     pub stdin: bool,
     // @@protoc_insertion_point(field:minivmm.v1.ExecRequest.user)
     pub user: ::std::string::String,
+    // @@protoc_insertion_point(field:minivmm.v1.ExecRequest.detach)
+    pub detach: bool,
+    // @@protoc_insertion_point(field:minivmm.v1.ExecRequest.log)
+    pub log: ::std::string::String,
+    // @@protoc_insertion_point(field:minivmm.v1.ExecRequest.tool)
+    pub tool: bool,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.ExecRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -1852,7 +1858,7 @@ impl ExecRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(8);
+        let mut fields = ::std::vec::Vec::with_capacity(11);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
             "argv",
@@ -1893,6 +1899,21 @@ impl ExecRequest {
             "user",
             |m: &ExecRequest| { &m.user },
             |m: &mut ExecRequest| { &mut m.user },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "detach",
+            |m: &ExecRequest| { &m.detach },
+            |m: &mut ExecRequest| { &mut m.detach },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "log",
+            |m: &ExecRequest| { &m.log },
+            |m: &mut ExecRequest| { &mut m.log },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "tool",
+            |m: &ExecRequest| { &m.tool },
+            |m: &mut ExecRequest| { &mut m.tool },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ExecRequest>(
             "ExecRequest",
@@ -1936,6 +1957,15 @@ impl ::protobuf::Message for ExecRequest {
                 66 => {
                     self.user = is.read_string()?;
                 },
+                72 => {
+                    self.detach = is.read_bool()?;
+                },
+                82 => {
+                    self.log = is.read_string()?;
+                },
+                88 => {
+                    self.tool = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -1972,6 +2002,15 @@ impl ::protobuf::Message for ExecRequest {
         if !self.user.is_empty() {
             my_size += ::protobuf::rt::string_size(8, &self.user);
         }
+        if self.detach != false {
+            my_size += 1 + 1;
+        }
+        if !self.log.is_empty() {
+            my_size += ::protobuf::rt::string_size(10, &self.log);
+        }
+        if self.tool != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -2002,6 +2041,15 @@ impl ::protobuf::Message for ExecRequest {
         if !self.user.is_empty() {
             os.write_string(8, &self.user)?;
         }
+        if self.detach != false {
+            os.write_bool(9, self.detach)?;
+        }
+        if !self.log.is_empty() {
+            os.write_string(10, &self.log)?;
+        }
+        if self.tool != false {
+            os.write_bool(11, self.tool)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -2027,6 +2075,9 @@ impl ::protobuf::Message for ExecRequest {
         self.cols = 0;
         self.stdin = false;
         self.user.clear();
+        self.detach = false;
+        self.log.clear();
+        self.tool = false;
         self.special_fields.clear();
     }
 
@@ -2040,6 +2091,9 @@ impl ::protobuf::Message for ExecRequest {
             cols: 0,
             stdin: false,
             user: ::std::string::String::new(),
+            detach: false,
+            log: ::std::string::String::new(),
+            tool: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -2970,19 +3024,21 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\
     \x20\x01(\rR\x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\r\
     R\rofflineBlocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\
-    \x1d\n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xa9\x01\n\x0bExecR\
+    \x1d\n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecR\
     equest\x12\x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\
     \x18\x02\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\
     \x12\x10\n\x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\
     \x20\x01(\rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\
     \x14\n\x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\
-    \x20\x01(\tR\x04user\"'\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\
-    \x20\x01(\tR\x06execId\"&\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\
-    \x20\x01(\tR\x06execId\":\n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\
-    \x20\x01(\x05R\x04code\x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06sign\
-    al\"@\n\rSignalRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execI\
-    d\x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"P\n\rResizeReques\
-    t\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\
+    \x20\x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\
+    \x12\x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\
+    \x01(\x08R\x04tool\"'\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\
+    \x01(\tR\x06execId\"&\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\
+    \x01(\tR\x06execId\":\n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\
+    \x01(\x05R\x04code\x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"\
+    @\n\rSignalRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\
+    \x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\
+    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\
     \x18\x02\x20\x01(\rR\x04rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04co\
     ls\"{\n\x0fShutdownRequest\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".mini\
     vmm.v1.ShutdownRequest.ActionR\x06action\",\n\x06Action\x12\x0c\n\x08POW\
