@@ -139,7 +139,7 @@ impl From<guest::HookResult> for Hook {
 }
 
 /// What the guest sends must not steer the terminal that it is shown on.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {
             if c.is_control() && c != '\n' {

@@ -82,6 +82,40 @@ fn environment_and_directory_are_passed_on() {
 }
 
 #[test]
+fn environment_comes_from_files_and_from_ours_too() {
+    let fixture = Fixture::new();
+    let file = fixture
+        .sandbox
+        .file("env", b"# of a test\nA=from file\nB=2\n");
+    let ended = fixture
+        .sandbox
+        .command(&["exec", "--env-file", &file, "-e", "B=3", "-e", "OURS"])
+        .args(["vm", "--", "sh", "-c", "echo $A $B $OURS"])
+        .env("OURS", "passed on")
+        .output()
+        .unwrap();
+    assert_eq!(Ended::from(ended).stdout, "from file 3 passed on\n");
+    let bad = fixture.sandbox.file("bad", b"A=1\n=2\n");
+    let ended = fixture.exec(&["--env-file", &bad, "vm", "--", "true"]);
+    ended.assert_failed(2, &["line 2", "expected NAME=VALUE"]);
+}
+
+#[test]
+fn detached_command_is_left_to_itself() {
+    let fixture = Fixture::new();
+    let mark = fixture.sandbox.root().join("mark");
+    let script = format!("echo out; echo done >{}", mark.display());
+    let ended = fixture.exec(&["-d", "vm", "--", "sh", "-c", &script]);
+    assert_eq!((ended.code, ended.stdout.as_str()), (0, ""));
+    fixture
+        .exec(&["-d", "vm", "--", "missing"])
+        .assert_failed(127, &["no such command"]);
+    fixture
+        .exec(&["-d", "-t", "vm", "--", "true"])
+        .assert_failed(2, &["--tty"]);
+}
+
+#[test]
 fn standard_input_ends_where_ours_ends() {
     let fixture = Fixture::new();
     let mut child = fixture.sandbox.command(&["exec", "vm", "--", "cat"]);

@@ -2,14 +2,14 @@
 
 use std::io::{self, IsTerminal};
 
-use anyhow::{Context as _, bail};
 use clap::Args;
 use proto::guest::ExecRequest;
 
+use super::vsock_of;
 use crate::args::Context;
+use crate::env::{self, Variable, Variables};
 use crate::error::{Outcome, coded, describe};
 use crate::id::VmId;
-use crate::state::record::State;
 use crate::terminal::window_size;
 
 const EXAMPLES: &str = "\
@@ -19,7 +19,9 @@ EXAMPLES:
   Send it something:
     tar c site | minivmm exec web-1 -- tar x -C /srv
   A shell on a terminal:
-    minivmm exec -it web-1 -- sh";
+    minivmm exec -it web-1 -- sh
+  A server that is left to itself, as another user:
+    minivmm exec -d -u www-data web-1 -- httpd -f -p 8080";
 
 /// The terminal's size when there is no terminal to ask.
 const DEFAULT_WINDOW: (u32, u32) = (24, 80);
@@ -34,14 +36,26 @@ pub struct ExecArgs {
     /// Give the command a terminal
     #[arg(short, long)]
     tty: bool,
-    /// Set an environment variable; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = variable)]
-    env: Vec<String>,
+    /// Start the command and leave it to itself: nothing of what it prints is kept
+    #[arg(short, long, conflicts_with_all = ["interactive", "tty"])]
+    detach: bool,
+    /// Set an environment variable, or pass on our own of that name; may be repeated
+    #[arg(short, long, value_name = "NAME[=VALUE]", value_parser = env::variable)]
+    env: Vec<Variable>,
+    /// Set the variables in a file, one a line as for --env, '#' begins a comment; may be repeated
+    #[arg(long, value_name = "FILE", value_parser = env::file)]
+    env_file: Vec<Variables>,
     /// Directory to run the command in
     #[arg(short, long, value_name = "DIR", default_value = "/")]
     workdir: String,
-    /// User to run the command as: name, UID or UID:GID
-    #[arg(short, long, value_name = "USER", default_value = "root")]
+    /// User to run the command as, with the groups that the guest's /etc/group gives it or the one group
+    /// that is named here
+    #[arg(
+        short,
+        long,
+        value_name = "NAME|UID[:GROUP|GID]",
+        default_value = "root"
+    )]
     user: String,
     /// The VM
     #[arg(value_name = "ID")]
@@ -55,26 +69,19 @@ pub struct ExecArgs {
 impl ExecArgs {
     /// Runs the command.
     pub fn run(self, context: &Context) -> Outcome {
-        let vsock = self
-            .vsock(context)
+        let vsock = vsock_of(context, &self.id)
             .map_err(|error| coded(crate::exec::FAILED, describe(&error)))?;
-        crate::exec::run(&vsock, &self.request())
-    }
-
-    fn vsock(&self, context: &Context) -> anyhow::Result<std::path::PathBuf> {
-        let id = &self.id;
-        let vm = context.state.find_running(id)?;
-        let record = vm
-            .record
-            .with_context(|| format!("VM {id} is only just being started"))?;
-        if record.state == State::Paused {
-            bail!("VM {id} is paused; 'minivmm resume {id}' lets it go on");
+        let request = self.request();
+        if request.detach {
+            crate::exec::start_detached(&vsock, &request)
+        } else {
+            crate::exec::run(&vsock, &request)
         }
-        Ok(vm.dir.vsock_socket())
     }
 
     fn request(self) -> ExecRequest {
-        let mut env = self.env;
+        let given = self.env_file.into_iter().flatten().chain(self.env);
+        let mut env: Vec<String> = given.flatten().collect();
         let is_term = |variable: &String| variable.starts_with("TERM=");
         if self.tty && !env.iter().any(is_term) {
             let term = std::env::var("TERM").unwrap_or_else(|_| "xterm".to_owned());
@@ -88,16 +95,10 @@ impl ExecArgs {
             tty: self.tty,
             rows,
             cols,
-            stdin: self.interactive || !io::stdin().is_terminal(),
+            stdin: !self.detach && (self.interactive || !io::stdin().is_terminal()),
+            detach: self.detach,
             user: self.user,
             ..Default::default()
         }
-    }
-}
-
-fn variable(text: &str) -> Result<String, String> {
-    match text.split_once('=') {
-        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
-        _ => Err("expected NAME=VALUE".to_owned()),
     }
 }

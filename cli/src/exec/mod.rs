@@ -1,20 +1,19 @@
 //! Runs a command in a guest with this process's standard streams; [`session`] is the poll loop
 //! that moves bytes, signals and window sizes until the end.
 
-mod session;
+pub mod session;
 
-use std::io::{self, ErrorKind};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use proto::stdio::{ACCEPTED, Attach, MAX_LINE_BYTES, REFUSED_PREFIX, Stream};
+use proto::stdio::{Attach, Stream};
 use proto::{CallError, STDIO_PORT, guest};
 use ttrpc::Code;
 
 use crate::agent::{Agent, PROMPT};
-use crate::error::{coded, describe};
-use crate::hybrid;
+use crate::error::{SUCCESS, coded, describe};
+use crate::stream::{self, Opened};
 
 /// minivmm itself failed.
 pub const FAILED: u8 = 125;
@@ -34,7 +33,25 @@ pub fn run(vsock: &Path, request: &guest::ExecRequest) -> anyhow::Result<u8> {
         .map_err(|error| coded(code_of(&error), describe(&error)))
 }
 
-fn start<'a>(
+/// Starts the command, which is on its own from then on.
+///
+/// # Errors
+/// It could not be started. The error's exit code says why.
+pub fn start_detached(vsock: &Path, request: &guest::ExecRequest) -> anyhow::Result<u8> {
+    let started = Agent::connect(vsock)
+        .map_err(anyhow::Error::from)
+        .and_then(|mut agent| Ok(agent.client().exec(request, PROMPT)?));
+    match started {
+        Ok(_) => Ok(SUCCESS),
+        Err(error) => Err(coded(code_of(&error), describe(&error))),
+    }
+}
+
+/// Starts the command with its streams.
+///
+/// # Errors
+/// It could not be started; a [`CallError`] is in the chain when it was refused.
+pub fn start<'a>(
     vsock: &'a Path,
     request: &guest::ExecRequest,
 ) -> anyhow::Result<session::Session<'a>> {
@@ -60,28 +77,14 @@ fn start<'a>(
 }
 
 fn attach(vsock: &Path, exec_id: &str, stream: Stream) -> anyhow::Result<UnixStream> {
-    let context = || format!("Cannot attach the command's {stream}");
-    let connection = hybrid::connect(vsock, STDIO_PORT, PROMPT).with_context(context)?;
     let exec_id = exec_id.to_owned();
-    let line = format!("{}\n", Attach { exec_id, stream });
-    io::Write::write_all(&mut &connection, line.as_bytes()).with_context(context)?;
-
-    let answer = hybrid::read_line(&connection, PROMPT, MAX_LINE_BYTES).map_err(|error| {
-        let silent = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
-        if silent {
-            io::Error::other("the agent did not answer in time")
-        } else {
-            error
-        }
-    });
-    let answer = answer.with_context(context)?;
-    let answer = String::from_utf8_lossy(&answer);
-    if answer != ACCEPTED {
-        let reason = answer.trim_end();
-        let reason = reason.strip_prefix(REFUSED_PREFIX).unwrap_or(reason);
-        bail!("The agent refused the command's {stream}: {reason}");
+    let line = Attach { exec_id, stream }.to_string();
+    let opened = stream::open(vsock, STDIO_PORT, &line)
+        .with_context(|| format!("Cannot attach the command's {stream}"))?;
+    match opened {
+        Opened::Stream(connection) => Ok(connection),
+        Opened::Refused(reason) => bail!("The agent refused the command's {stream}: {reason}"),
     }
-    Ok(connection)
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use proto::{CallError, guest};
 use rustix::event::{PollFd, PollFlags};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH};
 
 use crate::agent::Agent;
 use crate::background::Background;
@@ -19,7 +19,7 @@ use crate::signals::Signals;
 use crate::terminal::{RawMode, window_size};
 
 /// Signals for the command instead of for us.
-const FORWARDED: [i32; 4] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM];
+const FORWARDED: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2];
 /// How long the agent may take to pass on a signal.
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long output may stay silent after the command has ended before it is given up.

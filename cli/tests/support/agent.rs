@@ -54,6 +54,7 @@ impl Agent {
         match port.as_str() {
             "CONNECT 1024" => self.calls(&stream),
             "CONNECT 1025" => self.attach(stream),
+            "CONNECT 1026" => forward(stream),
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -92,6 +93,9 @@ impl Agent {
                 }
                 let mut commands = self.commands.lock().unwrap();
                 let id = format!("c{}", commands.waiting.len());
+                if exec.detach {
+                    assert!(start(&exec, &HashMap::new()).wait().unwrap().success());
+                }
                 commands.waiting.insert(id.clone(), (exec, HashMap::new()));
                 let mut response = proto::guest::ExecResponse::new();
                 response.exec_id = id;
@@ -133,6 +137,10 @@ impl Agent {
         streams.insert(name.to_owned(), stream);
         if streams.len() == 2 + usize::from(exec.stdin) {
             let (exec, streams) = (exec.clone(), std::mem::take(streams));
+            if exec.tool {
+                drop(commands);
+                return self.ended(id, run_tool(&exec, streams));
+            }
             let child = start(&exec, &streams);
             commands.running.insert(id.to_owned(), child.id());
             drop(commands);
@@ -147,6 +155,10 @@ impl Agent {
             signal: status.signal().unwrap_or_default(),
             ..Default::default()
         };
+        self.ended(id, end);
+    }
+
+    fn ended(&self, id: &str, end: WaitResponse) {
         self.commands
             .lock()
             .unwrap()
@@ -176,4 +188,53 @@ fn start(exec: &ExecRequest, streams: &HashMap<String, UnixStream>) -> Child {
         .stderr(stdio("stderr"))
         .spawn()
         .unwrap()
+}
+
+/// Packs or unpacks as the agent's own program does. The path `/full` has no room.
+fn run_tool(exec: &ExecRequest, streams: HashMap<String, UnixStream>) -> WaitResponse {
+    let path = Path::new(exec.argv.last().unwrap());
+    let mut notes = Vec::new();
+    let mut notice = |note| notes.push(note);
+    let result = match exec.argv[0].as_str() {
+        _ if path.ends_with("full") => {
+            Err("Cannot write /full: No space left on device".to_owned())
+        }
+        "pack" => archive::pack(path, false, &streams["stdout"], &mut notice)
+            .map_err(|error| error.to_string()),
+        _ => {
+            let names = exec.argv.iter().any(|word| word == "--names");
+            let layout = if names {
+                archive::Layout::Names
+            } else {
+                archive::Layout::Root
+            };
+            let rules = archive::Rules::default();
+            archive::unpack(&streams["stdin"], path, layout, rules, &mut notice)
+                .map_err(|error| error.to_string())
+        }
+    };
+    let mut stderr = &streams["stderr"];
+    for note in notes {
+        writeln!(stderr, "note: {note}").unwrap();
+    }
+    let code = i32::from(result.is_err());
+    if let Err(error) = result {
+        writeln!(stderr, "error: {error}").unwrap();
+    }
+    WaitResponse {
+        code,
+        ..Default::default()
+    }
+}
+
+/// Port 7 sends everything back, nobody listens on others.
+fn forward(mut stream: UnixStream) {
+    let target = read_line(&stream);
+    if target != "tcp 7" {
+        writeln!(stream, "error {target} is closed\x1b[2J").unwrap();
+        return;
+    }
+    stream.write_all(b"ok\n").unwrap();
+    std::io::copy(&mut &stream, &mut &stream).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
 }
