@@ -9,6 +9,7 @@ mod background;
 mod commands;
 mod control;
 mod copy;
+mod cp;
 mod env;
 mod error;
 mod exec;

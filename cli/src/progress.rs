@@ -37,6 +37,11 @@ impl Progress {
         }
     }
 
+    /// Whether nothing is told.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Hands the user's view on; `self` tells nothing any more.
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::new(true))

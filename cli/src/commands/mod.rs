@@ -2,6 +2,7 @@
 
 pub mod completions;
 pub mod console;
+pub mod cp;
 pub mod exec;
 pub mod guest;
 pub mod logs;
