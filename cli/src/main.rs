@@ -13,6 +13,7 @@ mod cp;
 mod env;
 mod error;
 mod exec;
+mod forward;
 mod hybrid;
 mod id;
 mod listen;
