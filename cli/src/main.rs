@@ -29,6 +29,7 @@ mod stream;
 mod terminal;
 mod timeline;
 mod vm_process;
+mod warm;
 
 use std::process::ExitCode;
 

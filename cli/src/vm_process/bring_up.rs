@@ -15,14 +15,15 @@ use crate::agent::{Adopted, Agent, Identity};
 use crate::background::Background;
 use crate::listen;
 use crate::state::dir::VmDir;
+use crate::warm::{Job, warm_up};
 
 /// What the agent is asked first.
 #[derive(Clone, Debug)]
 pub enum Ask {
     /// To make the guest a machine of its own, and to take what was added to it.
     Adopt(Identity, Option<Sizing>),
-    /// To get ready to become a template.
-    Prepare,
+    /// To get ready to become a template, after it has been warmed up.
+    Prepare(Option<Job>),
 }
 
 /// What the agent has done.
@@ -73,11 +74,12 @@ impl BringUp {
             .context("Cannot connect to the guest's agent")?;
         let sizing = match &ask {
             Ask::Adopt(_, Some(sizing)) => Some((sizing.clone(), machine.connect(AGENT_PORT)?)),
-            Ask::Adopt(_, None) | Ask::Prepare => None,
+            Ask::Adopt(_, None) | Ask::Prepare(_) => None,
         };
         let work = move || match ask {
             Ask::Adopt(identity, _) => adopt(stream, &identity, sizing, timeout, keep),
-            Ask::Prepare => {
+            Ask::Prepare(job) => {
+                job.as_ref().map_or(Ok(()), warm_up)?;
                 Agent::over(stream).prepare(timeout)?;
                 Ok(Answer::Prepared)
             }

@@ -21,6 +21,7 @@ use crate::machine_args::MachineSpec;
 use crate::poll;
 use crate::state::claim::Claim;
 use crate::state::record::Kind;
+use crate::warm::Job;
 
 /// How long the guest may take to close the agent's connection.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -117,8 +118,10 @@ fn boot(
     premises.mark_stages(&machine);
     machine.resume();
     premises.timeline.mark("vCPUs running");
+    let vsock = premises.claim.dir().vsock_socket();
+    let warm = plan.warm.clone().map(|warm| Job { vsock, warm });
     let start = Start {
-        ask: Ask::Prepare,
+        ask: Ask::Prepare(warm),
         ask_timeout: PROMPT.min(plan.timeout),
         timeout: plan.timeout,
         deadline: Instant::now() + plan.timeout,

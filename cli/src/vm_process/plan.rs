@@ -11,6 +11,7 @@ use crate::agent::Hook;
 use crate::id::VmId;
 use crate::machine_args::MachineSpec;
 use crate::timeline::Step;
+use crate::warm::Warm;
 
 /// What to start.
 #[derive(Debug)]
@@ -70,6 +71,8 @@ pub struct CreatePlan {
     pub machine: MachineSpec,
     /// How long the guest may take until its agent answers.
     pub timeout: Duration,
+    /// What is run in it before it is frozen.
+    pub warm: Option<Warm>,
 }
 
 impl CreatePlan {
@@ -89,6 +92,7 @@ impl CreatePlan {
             store: store.to_owned(),
             machine,
             timeout,
+            warm: None,
         })
     }
 }

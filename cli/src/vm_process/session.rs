@@ -455,6 +455,12 @@ impl Session {
                     self.timeline.mark("agent up");
                     let ask = self.start.ask.clone();
                     let (timeout, keep) = (self.start.ask_timeout, self.start.agent_is_optional);
+                    if let Ask::Prepare(Some(job)) = &ask {
+                        self.start.deadline = Instant::now() + timeout + job.warm.most_time();
+                        if let Some(link) = &self.link {
+                            link.send(&Message::Step("Warming the guest up".to_owned()));
+                        }
+                    }
                     self.bring_up = BringUp::ask(&self.machine, ask, timeout, keep)?;
                     return Ok(None);
                 }

@@ -11,6 +11,7 @@ use crate::machine_args::MachineArgs;
 use crate::output;
 use crate::vm_process::launch;
 use crate::vm_process::plan::CreatePlan;
+use crate::warm::{Ready, Warm};
 
 const EXAMPLES: &str = "\
 EXAMPLES:
@@ -18,7 +19,12 @@ EXAMPLES:
     minivmm template create base --kernel guest/vmlinuz --initrd guest/initrd.img
   A larger one, whose kernel tells more as it boots:
     minivmm template create big --kernel guest/vmlinuz --initrd guest/initrd.img \\
-        --cpus 4 --mem 2G --cmdline 'console=ttyS0 panic=-1'";
+        --cpus 4 --mem 2G --cmdline 'console=ttyS0 panic=-1'
+  One in which a server runs, as it does in every clone from its first moment:
+    minivmm template create web --kernel guest/vmlinuz --initrd guest/initrd.img \\
+        --warm 'exec httpd -f -p 8080' --ready port:8080
+
+What the warm command prints is in the guest's /run/minivmm/warm.log.";
 
 /// Boot a guest, wait until its agent is ready, and keep it as a template.
 #[derive(Args, Debug)]
@@ -32,6 +38,16 @@ pub struct CreateArgs {
     /// How long the guest may take until its agent answers
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     timeout: Duration,
+    /// Run this in the guest's shell before the guest is frozen; without --ready it has to come to its end
+    #[arg(long, value_name = "COMMAND")]
+    warm: Option<String>,
+    /// The warm command runs on, and is ready when: output:REGEX matches what it has printed, port:NUMBER
+    /// or socket:/PATH takes connections, exec:COMMAND succeeds
+    #[arg(long, value_name = "CONDITION", requires = "warm")]
+    ready: Option<Ready>,
+    /// How long the warm command may take to end or to be ready
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60", requires = "warm")]
+    ready_timeout: Duration,
     /// Print what is known about the template as JSON
     #[arg(long)]
     json: bool,
@@ -51,7 +67,12 @@ impl CreateArgs {
         ) {
             return Err(StoreError::Exists { name: self.name }.into());
         }
-        let plan = CreatePlan::new(&self.name, &context.store, machine, self.timeout)?;
+        let mut plan = CreatePlan::new(&self.name, &context.store, machine, self.timeout)?;
+        plan.warm = self.warm.map(|command| Warm {
+            command,
+            ready: self.ready,
+            timeout: self.ready_timeout,
+        });
         let created = launch::template(context, plan)?;
         if self.json {
             output::json(&created)?;
