@@ -60,13 +60,18 @@ fn environment_directory_and_user_are_as_asked() {
         .says("nobody-here");
 }
 
+/// 100 times, most of them without the time that counting takes in an emulated guest.
 #[test]
 fn long_output_is_complete_every_time() {
     let host = Host::with_shared_templates();
     let vm = clone_on(&host);
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
-    for _ in 0..20 {
-        let ended = vm.exec(["seq", "1", "200000"]);
+    vm.sh("seq 1 200000 >/tmp/numbers").ok();
+    let counting = ["seq", "1", "200000"].as_slice();
+    let commands = std::iter::repeat_n(counting, 10)
+        .chain(std::iter::repeat_n(["cat", "/tmp/numbers"].as_slice(), 90));
+    for command in commands {
+        let ended = vm.exec(command);
         ended.ok();
         assert!(
             ended.stdout() == expected.as_bytes(),
@@ -74,6 +79,31 @@ fn long_output_is_complete_every_time() {
             ended.stdout().len()
         );
     }
+}
+
+#[test]
+fn detached_command_goes_on_without_its_client() {
+    let host = Host::with_shared_templates();
+    let vm = clone_on(&host);
+    let file = host.file("env", b"# ours\nA=from a file\n");
+    let script = "echo $A $(id -un) >/tmp/mark; exec sleep 4243";
+    let options = [
+        "exec",
+        "-d",
+        "--env-file",
+        file.to_str().unwrap(),
+        vm.id(),
+        "--",
+    ];
+    let ended = host.minivmm([&options[..], &["sh", "-c", script]].concat());
+    assert_eq!(ended.ok().text(), "");
+    until("it runs", || vm.exec(["pidof", "sleep"]).code() == Some(0));
+    assert!(
+        vm.exec(["cat", "/tmp/mark"])
+            .ok()
+            .text()
+            .starts_with("from a file")
+    );
 }
 
 #[test]
