@@ -5,7 +5,7 @@
 
 MODE = tests/lab/kvm-mode
 RELEASE = cargo build --release --locked -p minivmm -p minivmm-agent
-SCRIPTS = .ci/run .ci/phase resources/kernel/fetch $(wildcard resources/*.sh) \
+SCRIPTS = .ci/run .ci/phase resources/kernel/fetch $(wildcard resources/*.sh) resources/python/prepare \
 	tests/prepare-guests tests/run-e2e tests/soak tests/check-faults tests/lab/run tests/lab/prepare tests/lab/qemu tests/lab/packages tests/lab/kvm-mode tests/lab/selftest
 
 help:
@@ -34,6 +34,7 @@ test:
 	@.ci/phase --summary
 
 demo: setup build guests
+	@resources/python/prepare || echo 'make: the demo goes without its scene with Python' >&2
 	@mode=$$($(MODE) --why) && \
 	if [ "$$mode" = lab ]; then tests/lab/run --cpus 1 resources/demo.sh; else resources/demo.sh; fi
 

@@ -40,11 +40,48 @@ main() {
     minivmm restore base --id grown --cpus 4 --mem 1280M --json >"$place/grown.json"
     minivmm exec grown -- sh -c 'nproc; free -m | head -n 2'
 
+    warm_python
+
     say "the steps of a restore"
     timeline "$place/clone-$clones.json"
 
     echo
     figures
+}
+
+# A server in Python, started in a guest that has just booted, and one that came with the template
+warm_python() {
+    python=$root/target/guests/python
+    [ -s "$python/initrd.img" ] || return 0
+    cp "$python/vmlinux" "$place/python-vmlinux"
+    cp "$python/initrd.img" "$place/python-initrd.img"
+    set -- --kernel "$place/python-vmlinux" --initrd "$place/python-initrd.img" --mem 384M --timeout 300
+    ask='until nc 127.0.0.1 8080 </dev/null 2>/dev/null | grep .; do sleep 0.05; done'
+
+    say "minivmm run --kernel ... --mem 384M; exec -d python3 /srv/server.py; and its first answer"
+    begin=$(now)
+    minivmm run "$@" --id python-cold >/dev/null
+    python_boot=$(($(now) - begin))
+    minivmm exec -d python-cold -- python3 /srv/server.py
+    minivmm exec python-cold -- sh -c "$ask"
+    python_cold=$(($(now) - begin))
+    minivmm rm -f python-cold >/dev/null
+
+    say "minivmm template create python --warm 'exec python3 /srv/server.py' --ready port:8080"
+    minivmm template create python "$@" --warm 'exec python3 /srv/server.py' --ready port:8080 \
+        --ready-timeout 300
+
+    say "minivmm restore python --id python-1; and its first answer"
+    begin=$(now)
+    minivmm restore python --id python-1
+    python_restore=$(($(now) - begin))
+    minivmm exec python-1 -- sh -c "$ask"
+    python_warm=$(($(now) - begin))
+}
+
+# Milliseconds
+now() {
+    echo $(($(date +%s%N) / 1000000))
 }
 
 say() {
@@ -79,6 +116,12 @@ figures() {
     row "restore to first agent reply, median of $clones" "$(median agent_ms) ms"
     row "memory that one clone added" "$(private_kib) KiB"
     row "restore to 4 CPUs and 1 GiB more in use" "$(number "$place/grown.json" agent_ms) ms"
+    if [ -n "${python_warm:-}" ]; then
+        row "Python, cold: boot" "$python_boot ms"
+        row "Python, cold: start, import, first answer" "$((python_cold - python_boot)) ms"
+        row "Python, warm: restore" "$python_restore ms"
+        row "Python, warm: first answer" "$((python_warm - python_restore)) ms"
+    fi
     if [ -n "${MINIVMM_LAB:-}" ]; then
         echo
         echo "Measured in the lab, an emulated machine about 20 times slower than a real one."

@@ -40,7 +40,7 @@ pub fn run(vsock: &Path, request: &guest::ExecRequest) -> anyhow::Result<u8> {
 pub fn start_detached(vsock: &Path, request: &guest::ExecRequest) -> anyhow::Result<u8> {
     let started = Agent::connect(vsock)
         .map_err(anyhow::Error::from)
-        .and_then(|mut agent| Ok(agent.client().exec(request, PROMPT)?));
+        .and_then(|mut agent| Ok(agent.client().exec_detached(request, PROMPT)?));
     match started {
         Ok(_) => Ok(SUCCESS),
         Err(error) => Err(coded(code_of(&error), describe(&error))),

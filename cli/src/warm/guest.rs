@@ -42,7 +42,7 @@ impl Command {
         };
         let connection = hybrid::connect(vsock, AGENT_PORT, PROMPT)?;
         let mut agent = Agent::over(connection.try_clone().context("No descriptors left")?);
-        let exec_id = agent.client().exec(&request, PROMPT)?;
+        let exec_id = agent.client().exec_detached(&request, PROMPT)?;
         let waited_for = exec_id.clone();
         let end = Background::start("warm", move || agent.client().wait(&waited_for))
             .context("Cannot start a thread")?;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use proto::forward::Target;
-use regex::{Regex, RegexBuilder};
+use regex_lite::{Regex, RegexBuilder};
 
 pub use run::warm_up;
 

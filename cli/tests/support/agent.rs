@@ -93,12 +93,14 @@ impl Agent {
                 }
                 let mut commands = self.commands.lock().unwrap();
                 let id = format!("c{}", commands.waiting.len());
+                let detached = exec.detach;
                 if exec.detach {
                     assert!(start(&exec, &HashMap::new()).wait().unwrap().success());
                 }
                 commands.waiting.insert(id.clone(), (exec, HashMap::new()));
                 let mut response = proto::guest::ExecResponse::new();
                 response.exec_id = id;
+                response.detached = detached;
                 Ok(response.write_to_bytes().unwrap())
             }
             "Wait" => {

@@ -273,6 +273,30 @@ impl AgentClient {
         Ok(answer.exec_id)
     }
 
+    /// `minivmm.v1.Guest/Exec` of a command that is to be detached: returns its id once it runs.
+    ///
+    /// # Errors
+    ///
+    /// See [`CallError`]; refused as `UNIMPLEMENTED` for an agent that does not know how.
+    pub fn exec_detached(
+        &mut self,
+        request: &guest::ExecRequest,
+        timeout: Duration,
+    ) -> Result<String, CallError> {
+        let answer: guest::ExecResponse =
+            self.call(GUEST_SERVICE, "Exec", request, Some(timeout))?;
+        if answer.detached {
+            return Ok(answer.exec_id);
+        }
+        Err(CallError::Refused {
+            method: "Exec",
+            code: Code::UNIMPLEMENTED,
+            message: "the guest's agent knows no detached commands; build the guest anew with \
+                      'minivmm guest build'"
+                .to_owned(),
+        })
+    }
+
     /// `minivmm.v1.Guest/Wait`: blocks until the command has ended or the connection has.
     ///
     /// # Errors

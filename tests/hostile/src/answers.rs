@@ -3,6 +3,7 @@
 use crate::input::actions;
 use crate::machine::must;
 use arbitrary::Arbitrary;
+use proto::forward::Target;
 use proto::frame::Frame;
 use proto::guest::shutdown_request::Action;
 use proto::stdio::Attach;
@@ -95,6 +96,7 @@ pub fn run(bytes: &[u8]) {
     assert!(start.elapsed() < LONG, "no end of the stream");
     if let Ok(line) = std::str::from_utf8(rest) {
         drop(line.parse::<Attach>());
+        drop(line.parse::<Target>());
     }
 }
 

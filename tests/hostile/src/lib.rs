@@ -13,9 +13,11 @@
 //! | [`machines`] | a whole saved machine with a right checksum; needs KVM |
 //! | [`template_files`] | state file, digests, map of layers and manifest |
 //! | [`answers`] | what the guest's agent answers |
+//! | [`archives`] | tar streams of files from the guest |
 //! | [`kernels`] | kernels, initial RAM disks and packages |
 
 pub mod answers;
+pub mod archives;
 pub mod device_states;
 pub mod driver;
 pub mod edits;
@@ -33,7 +35,7 @@ pub mod virtqueues;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("virtqueues", virtqueues::run),
     ("packets", packets::run),
     ("registers", registers::run),
@@ -41,5 +43,6 @@ pub const TARGETS: [Target; 8] = [
     ("machines", machines::run),
     ("template_files", template_files::run),
     ("answers", answers::run),
+    ("archives", archives::run),
     ("kernels", kernels::run),
 ];

@@ -98,6 +98,11 @@ fn answers() {
 }
 
 #[test]
+fn archives() {
+    replay("archives");
+}
+
+#[test]
 fn kernels() {
     replay("kernels");
 }

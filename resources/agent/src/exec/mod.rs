@@ -2,8 +2,9 @@
 //!
 //! - [`plan`] turns a request into what is to be run, and refuses what cannot be.
 //! - [`spawn`] starts it; [`pump`] moves one of its streams between process and host.
-//! - [`session`] is one command from request to [`outcome`]; [`table`] is all of them.
+//! - [`channel`] is a stream of a command; [`session`] is one command from request to [`outcome`]; [`table`] is all of them.
 
+pub mod channel;
 pub mod debug_shell;
 pub mod outcome;
 pub mod plan;

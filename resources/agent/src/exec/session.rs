@@ -12,6 +12,7 @@ use ttrpc::Code;
 
 use crate::error::{Error, Refusal};
 use crate::exec::End;
+use crate::exec::channel::Channel;
 use crate::exec::outcome::{ATTACH_TIMEOUT, Outcome};
 use crate::exec::plan::{Log, Plan, window};
 use crate::exec::pump::{Progress, Pump};
@@ -41,23 +42,6 @@ enum State {
     },
 }
 
-/// A stream of the command, while the host attaches and after.
-#[derive(Debug)]
-enum Channel {
-    /// The command does not have it.
-    None,
-    /// The host is to attach it.
-    Expected,
-    /// The connection, and what came on it before the command started.
-    Attached(OwnedFd, Vec<u8>),
-    /// The command runs.
-    Open(Pump),
-    /// Everything has been moved.
-    Finished,
-    /// The host has closed it before the end.
-    Lost,
-}
-
 /// A command.
 #[derive(Debug)]
 pub struct Session {
@@ -73,21 +57,14 @@ pub struct Session {
 impl Session {
     /// A command that waits for its streams.
     pub fn new(id: u32, plan: Plan) -> Self {
-        let expected = |wanted| {
-            if wanted {
-                Channel::Expected
-            } else {
-                Channel::None
-            }
-        };
         Self {
             id,
             state: State::Attaching {
                 until: Instant::now() + ATTACH_TIMEOUT,
             },
-            stdin: expected(plan.stdin),
+            stdin: Channel::expected(plan.stdin),
             stdout: Channel::Expected,
-            stderr: expected(plan.terminal.is_none()),
+            stderr: Channel::expected(plan.terminal.is_none()),
             terminal: None,
             plan,
         }
@@ -123,9 +100,8 @@ impl Session {
 
     /// The outcome, once the command has ended and its output is delivered.
     pub fn outcome(&self) -> Option<&Outcome> {
-        let open = |channel: &Channel| matches!(channel, Channel::Open(_));
         match &self.state {
-            State::Ended { outcome, .. } if !open(&self.stdout) && !open(&self.stderr) => {
+            State::Ended { outcome, .. } if !self.stdout.is_open() && !self.stderr.is_open() => {
                 Some(outcome)
             }
             _ => None,
@@ -188,17 +164,17 @@ impl Session {
             pid: started.pid,
             kill_at: None,
         };
-        if let (Some((source, early)), Some(sink)) = (take(&mut self.stdin), started.stdin) {
+        if let (Some((source, early)), Some(sink)) = (self.stdin.take(), started.stdin) {
             self.stdin = Channel::Open(if started.terminal.is_some() {
                 Pump::to_terminal(source, sink, early)
             } else {
                 Pump::new(Some(source), sink, early)
             });
         }
-        if let Some((sink, _)) = take(&mut self.stdout) {
+        if let Some((sink, _)) = self.stdout.take() {
             self.stdout = Channel::Open(Pump::new(Some(started.stdout), sink, Vec::new()));
         }
-        if let (Some((sink, _)), Some(source)) = (take(&mut self.stderr), started.stderr) {
+        if let (Some((sink, _)), Some(source)) = (self.stderr.take(), started.stderr) {
             self.stderr = Channel::Open(Pump::new(Some(source), sink, Vec::new()));
         }
         self.terminal = started.terminal;
@@ -222,10 +198,10 @@ impl Session {
         } else {
             &mut self.stderr
         };
-        if let Some((sink, _)) = take(errors) {
+        if let Some((sink, _)) = errors.take() {
             *errors = Channel::Open(Pump::new(None, sink, text.into_bytes()));
         }
-        if let Some((connection, _)) = take(&mut self.stdout) {
+        if let Some((connection, _)) = self.stdout.take() {
             drop(connection);
             self.stdout = Channel::Finished;
         }
@@ -280,9 +256,7 @@ impl Session {
         };
         let outputs = [&self.stdout, &self.stderr];
         let lost = outputs.iter().any(|output| matches!(output, Channel::Lost));
-        let open = outputs
-            .iter()
-            .any(|output| matches!(output, Channel::Open(_)));
+        let open = outputs.iter().any(|output| output.is_open());
         if lost && !open {
             // Closing a terminal hangs up on its foreground group too.
             self.stdin = Channel::Finished;
@@ -393,17 +367,6 @@ fn cannot_execute(plan: &Plan, error: &io::Error) -> String {
         _ => "",
     };
     format!("{}: cannot execute: {error}{hint}", plan.program.display())
-}
-
-/// The connection of a channel that is attached, leaving the channel finished.
-fn take(channel: &mut Channel) -> Option<(OwnedFd, Vec<u8>)> {
-    match std::mem::replace(channel, Channel::Finished) {
-        Channel::Attached(connection, early) => Some((connection, early)),
-        other => {
-            *channel = other;
-            None
-        }
-    }
 }
 
 fn signal_group(leader: Pid, signal: Signal) {

@@ -129,6 +129,7 @@ impl Services {
             ));
         }
         encode(&ExecResponse {
+            detached: request.detach,
             exec_id: self.commands.create(request)?,
             ..Default::default()
         })

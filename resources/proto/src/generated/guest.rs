@@ -2123,6 +2123,8 @@ pub struct ExecResponse {
     // message fields
     // @@protoc_insertion_point(field:minivmm.v1.ExecResponse.exec_id)
     pub exec_id: ::std::string::String,
+    // @@protoc_insertion_point(field:minivmm.v1.ExecResponse.detached)
+    pub detached: bool,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.ExecResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -2140,12 +2142,17 @@ impl ExecResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(1);
+        let mut fields = ::std::vec::Vec::with_capacity(2);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "exec_id",
             |m: &ExecResponse| { &m.exec_id },
             |m: &mut ExecResponse| { &mut m.exec_id },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "detached",
+            |m: &ExecResponse| { &m.detached },
+            |m: &mut ExecResponse| { &mut m.detached },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<ExecResponse>(
             "ExecResponse",
@@ -2168,6 +2175,9 @@ impl ::protobuf::Message for ExecResponse {
                 10 => {
                     self.exec_id = is.read_string()?;
                 },
+                16 => {
+                    self.detached = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -2183,6 +2193,9 @@ impl ::protobuf::Message for ExecResponse {
         if !self.exec_id.is_empty() {
             my_size += ::protobuf::rt::string_size(1, &self.exec_id);
         }
+        if self.detached != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -2191,6 +2204,9 @@ impl ::protobuf::Message for ExecResponse {
     fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
         if !self.exec_id.is_empty() {
             os.write_string(1, &self.exec_id)?;
+        }
+        if self.detached != false {
+            os.write_bool(2, self.detached)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -2210,12 +2226,14 @@ impl ::protobuf::Message for ExecResponse {
 
     fn clear(&mut self) {
         self.exec_id.clear();
+        self.detached = false;
         self.special_fields.clear();
     }
 
     fn default_instance() -> &'static ExecResponse {
         static instance: ExecResponse = ExecResponse {
             exec_id: ::std::string::String::new(),
+            detached: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3032,29 +3050,30 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x14\n\x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\
     \x20\x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\
     \x12\x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\
-    \x01(\x08R\x04tool\"'\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\
-    \x01(\tR\x06execId\"&\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\
-    \x01(\tR\x06execId\":\n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\
-    \x01(\x05R\x04code\x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"\
-    @\n\rSignalRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\
-    \x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\
-    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\
-    \x18\x02\x20\x01(\rR\x04rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04co\
-    ls\"{\n\x0fShutdownRequest\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".mini\
-    vmm.v1.ShutdownRequest.ActionR\x06action\",\n\x06Action\x12\x0c\n\x08POW\
-    EROFF\x10\0\x12\n\n\x06REBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\
-    \n\x05Guest\x12<\n\x05Adopt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.mini\
-    vmm.v1.AdoptResponse\x12B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\
-    \x1a\x1b.minivmm.v1.PrepareResponse\x129\n\x04Hold\x12\x17.minivmm.v1.Ho\
-    ldRequest\x1a\x18.minivmm.v1.HoldResponse\x12B\n\x07Release\x12\x1a.mini\
-    vmm.v1.ReleaseRequest\x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Onlin\
-    e\x12\x19.minivmm.v1.OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x12\
-    9\n\x04Exec\x12\x17.minivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecRespon\
-    se\x129\n\x04Wait\x12\x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.Wait\
-    Response\x12;\n\x06Signal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.googl\
-    e.protobuf.Empty\x12;\n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\
-    \x16.google.protobuf.Empty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.Shutdow\
-    nRequest\x1a\x16.google.protobuf.Emptyb\x06proto3\
+    \x01(\x08R\x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\
+    \x01(\tR\x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detach\
+    ed\"&\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execI\
+    d\":\n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\
+    \x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\
+    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\
+    \x18\x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_i\
+    d\x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\
+    \x04rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownR\
+    equest\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownReque\
+    st.ActionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\
+    \x06REBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\
+    \x05Adopt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptRespon\
+    se\x12B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v\
+    1.PrepareResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.\
+    minivmm.v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequ\
+    est\x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.\
+    v1.OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\
+    \x17.minivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wa\
+    it\x12\x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\
+    \x06Signal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empt\
+    y\x12;\n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.proto\
+    buf.Empty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.\
+    google.protobuf.Emptyb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
