@@ -103,7 +103,7 @@ impl Ended {
         let notes = with("note: ").map(str::to_owned).collect();
         let error = match (end.code, end.signal) {
             (0, 0) => None,
-            (code, signal) => Some(match with("error: ").last() {
+            (code, signal) => Some(match with("error: ").next_back() {
                 Some(error) => error.to_owned(),
                 None if signal != 0 => format!("The agent's tool was ended by signal {signal}"),
                 None => format!("The agent's tool ended with code {code}"),

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 /// those of /proc and /sys, whose sizes are no sizes, are copied as well.
 const BLOCK_BYTES: usize = 256 * 1024;
 /// Contents are followed by zeros up to a multiple of this.
-const RECORD_BYTES: u64 = 512;
+const RECORD_BYTES: usize = 512;
 
 /// A file's contents, with their length fixed.
 pub struct Contents<'a> {
@@ -80,8 +80,8 @@ impl<'a> Contents<'a> {
             out.write_all(bytes).map_err(Failure::Write)?;
             left -= count as u64;
         }
-        let rest = usize::try_from(self.length.next_multiple_of(RECORD_BYTES) - self.length);
-        let zeros = [0; RECORD_BYTES as usize];
+        let rest = usize::try_from(self.length.next_multiple_of(RECORD_BYTES as u64) - self.length);
+        let zeros = [0; RECORD_BYTES];
         let padding = zeros.get(..rest.unwrap_or_default()).unwrap_or_default();
         out.write_all(padding).map_err(Failure::Write)?;
         Ok(complete)

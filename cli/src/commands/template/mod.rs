@@ -25,7 +25,7 @@ EXAMPLES:
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
 pub enum TemplateCommand {
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
     List(list::ListArgs),
     Inspect(inspect::InspectArgs),
     Verify(verify::VerifyArgs),
