@@ -43,7 +43,7 @@ fn connections_reach_a_server_of_the_guests_and_end_on_each_side() {
     host.minivmm(serve).ok();
     let (forwarding, address) = forward(&host, &vm, "7");
     let listens = || {
-        vm.sh("grep -q ':0007 00000000:0000 0A' /proc/net/tcp")
+        vm.sh("grep -q ':0007 0*:0000 0A' /proc/net/tcp /proc/net/tcp6")
             .code()
             == Some(0)
     };
