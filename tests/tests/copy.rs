@@ -92,7 +92,8 @@ fn a_copy_that_is_interrupted_leaves_nothing_half_made() {
     let vm = clone_on(&host);
     // Whoever writes the stream has stopped in the middle of a file.
     let packed = host.file("stream", b"");
-    vm.sh("head -c 3000000 /dev/zero >/tmp/zeros").ok();
+    vm.sh("mkdir -p /mnt; head -c 3000000 /dev/zero >/tmp/zeros")
+        .ok();
     let source = format!("{}:/tmp/zeros", vm.id());
     let output = fs::File::create(&packed).unwrap();
     let mut pack = host.command(["cp", &source, "-"]);
@@ -101,7 +102,6 @@ fn a_copy_that_is_interrupted_leaves_nothing_half_made() {
         .ok();
     let stream = fs::read(&packed).unwrap();
     let mut copy = host.start(["cp", "-", &format!("{}:/mnt", vm.id())]);
-    vm.sh("mkdir -p /mnt").ok();
     copy.type_in(&stream[..1_000_000]);
     until("the tool reads", || {
         vm.sh("pgrep -f 'tool [u]npack'").code() == Some(0)
