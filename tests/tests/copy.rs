@@ -104,12 +104,12 @@ fn a_copy_that_is_interrupted_leaves_nothing_half_made() {
     let mut copy = host.start(["cp", "-", &format!("{}:/mnt", vm.id())]);
     copy.type_in(&stream[..1_000_000]);
     until("the tool reads", || {
-        vm.sh("pgrep -f 'tool [u]npack'").code() == Some(0)
+        vm.sh("ps | grep 'tool [u]npack'").code() == Some(0)
     });
     copy.signal(Signal::INT);
     assert_eq!(copy.wait().signal(), Some(2));
     until("the tool is gone", || {
-        vm.sh("pgrep -f 'tool [u]npack'").code() == Some(1)
+        vm.sh("ps | grep 'tool [u]npack'").code() == Some(1)
     });
     assert_eq!(vm.sh("ls -A /mnt").ok().text(), "");
 }
