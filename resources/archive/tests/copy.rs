@@ -199,7 +199,7 @@ fn what_is_no_file_is_named_and_left_out() {
     let mut notes = Vec::new();
     let mut stream = Vec::new();
     pack(&scratch.path("from"), false, &mut stream, &mut |note| {
-        notes.push(note)
+        notes.push(note);
     })
     .unwrap();
     assert!(
