@@ -1,9 +1,10 @@
 # The entry points of minivmm. `make demo` and `make test` do all set-up themselves on Debian 12 as
 # root; without root they say which packages to install. Second runs fetch and rebuild nothing.
 
-.PHONY: help test demo lint audit fuzz soak faults build setup guests unit e2e fmt clippy doc scripts deny lab-tests
+.PHONY: help test demo bench lint audit fuzz soak faults build setup guests unit e2e fmt clippy doc scripts deny lab-tests
 
 MODE = tests/lab/kvm-mode
+BINARIES = $(CURDIR)/target/x86_64-unknown-linux-gnu/release
 RELEASE = cargo build --release --locked -p minivmm -p minivmm-agent
 SCRIPTS = .ci/run .ci/phase resources/kernel/fetch $(wildcard resources/*.sh) resources/python/prepare \
 	tests/prepare-guests tests/run-e2e tests/soak tests/check-faults tests/lab/run tests/lab/prepare tests/lab/qemu tests/lab/packages tests/lab/kvm-mode tests/lab/selftest
@@ -14,6 +15,7 @@ help:
 	@echo 'make unit    unit tests and the KVM tests with hand-made guests'
 	@echo 'make e2e     end-to-end tests only (TESTS="--test boot" for one file)'
 	@echo 'make soak    long tests with random moments for MINUTES=30; prints a table'
+	@echo 'make bench   minivmm beside its floor, the bare KVM calls; prints ratios (BENCH="--only restores --rounds 50")'
 	@echo 'make lint    formatting, clippy, documentation, shell scripts, dependencies'
 	@echo 'make audit   dependencies against known vulnerabilities; installs cargo-deny (minutes), needs GitHub'
 	@echo 'make fuzz    hostile guests and files made up for SECONDS=60 each (TARGET=packets for one); installs cargo-fuzz'
@@ -63,6 +65,16 @@ e2e: setup build guests
 # The long tests again and again, with random moments: MINUTES=30 unless told otherwise.
 soak: setup build guests
 	@$(MODE) --why >/dev/null && tests/soak
+
+# One run on one machine: figures of different runs say nothing about each other in a lab.
+bench: setup build guests
+	@cargo build --release --locked -p bench
+	@mkdir -p target/bench
+	@mode=$$($(MODE) --why) && bench="env MINIVMM_BIN=$(BINARIES)/minivmm $(BINARIES)/bench" && \
+	if [ "$$mode" = lab ]; then \
+		tests/lab/run --cpus 1 --mem 12288 --out target/bench $$bench --json /run/lab/out/bench.json $(BENCH); \
+	else $$bench --json target/bench/bench.json $(BENCH); fi
+	@echo 'all samples: target/bench/bench.json'
 
 lab-tests:
 	@mode=$$($(MODE)) && if [ "$$mode" = lab ]; then tests/lab/selftest; fi

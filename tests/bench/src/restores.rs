@@ -1,0 +1,60 @@
+//! From the start of a program to the guest's first reply: minivmm beside its floor.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use minivmm_tests::Host;
+
+use crate::report::Report;
+use crate::samples::{Samples, Unit};
+use crate::timed::{Timed, millis};
+
+/// Lets the two take turns, and changes who is first.
+pub fn measure(
+    host: &Host,
+    template: &str,
+    rounds: u32,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut floors = Samples::new(Unit::Milliseconds);
+    let mut restores = Samples::new(Unit::Milliseconds);
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            floors.add(floor(host, template)?);
+            restores.add(restore(host, template)?);
+        } else {
+            restores.add(restore(host, template)?);
+            floors.add(floor(host, template)?);
+        }
+    }
+    let name = "restore, start to first reply";
+    report.add(name, "floor", floors);
+    report.add(name, "minivmm", restores);
+    Ok(())
+}
+
+fn restore(host: &Host, template: &str) -> anyhow::Result<f64> {
+    let id = host.new_id();
+    let mut command = host.command(["restore", template, "--id", &id]);
+    let timed = Timed::start(&mut command).context("The restore")?;
+    let took = timed.took;
+    timed.finish()?;
+    host.minivmm(["rm", "--force", &id]).ok();
+    Ok(millis(took))
+}
+
+fn floor(host: &Host, template: &str) -> anyhow::Result<f64> {
+    let socket = host.root().join("work").join("floor.sock");
+    let mut command = host.foreign_command(floor_program()?);
+    command.args([host.store(), Path::new(template), &socket]);
+    let timed = Timed::start(&mut command).context("The floor")?;
+    let took = timed.took;
+    timed.finish()?;
+    Ok(millis(took))
+}
+
+/// It is built beside this program.
+fn floor_program() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    Ok(this.with_file_name("floor"))
+}
