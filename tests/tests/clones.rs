@@ -13,8 +13,9 @@ use minivmm_tests::random::rounds;
 use minivmm_tests::random_notes::RandomNotes;
 use minivmm_tests::{Ended, Guest, Host, Running, Vm};
 
-/// What a clone's time may be off by when `restore` has returned.
-const TIME_LIMIT: Duration = Duration::from_millis(100);
+/// What a clone's time may be off by when `restore` has returned. Ten at once share the lab's one CPU, and a
+/// guest is told the time as late as its agent runs; tests/clock.rs looks closely at one clone.
+const TIME_LIMIT: Duration = Duration::from_secs(1);
 
 /// A guest of which many fit on a host.
 fn small(guest: Guest) -> Guest {
