@@ -24,7 +24,8 @@ fn a_server_of_the_template_runs_in_every_clone() {
     .ok();
     for _ in 0..2 {
         let vm = host.restore("web");
-        let answer = vm.sh("nc 127.0.0.1 8080 </dev/null");
+        // Between two connections the server's shell starts the next nc.
+        let answer = vm.sh("until nc 127.0.0.1 8080 </dev/null; do usleep 20000; done");
         // The host name was asked for before the clone had its own.
         assert!(answer.ok().text().starts_with("2 "), "{}", answer.report());
         vm.exec(["cat", "/run/minivmm/warm.log"])
