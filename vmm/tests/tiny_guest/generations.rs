@@ -8,7 +8,7 @@ use snapshot::{
 };
 use vmm::{CloneConfig, FrozenMachine, GenerationId, Machine, MemoryBacking, MemorySize};
 
-use crate::{Bench, assert_consecutive, collect, counter, memory_size};
+use crate::{Bench, STARTING, assert_consecutive, collect, counter, memory_size};
 
 /// A bench with a store on it.
 struct Line {
@@ -135,7 +135,9 @@ fn ten_generations_go_on_where_they_were_and_so_do_their_parents() {
         }
         let gone = parent.name().clone();
         drop(parent);
+        let nobody_starts = STARTING.read().unwrap();
         line.store.delete_from_family(&gone).unwrap();
+        drop(nobody_starts);
         parent = template;
     }
     let mut last = line.restore(&parent);

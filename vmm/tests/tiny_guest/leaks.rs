@@ -1,6 +1,7 @@
 //! Machines that come and go: what the process has afterwards.
 
-use super::{Bench, collect, counter};
+use super::{Bench, STARTING, collect, counter};
+use std::process::{Command, Stdio};
 
 /// Descriptors and threads of this process, and KiB of its memory.
 fn holdings() -> (usize, usize, u64) {
@@ -23,12 +24,16 @@ fn machines_that_come_and_go_leave_no_descriptor_thread_or_memory() {
     const ROLE: &str = "TINY_GUEST_COMES_AND_GOES";
     if std::env::var_os(ROLE).is_none() {
         let name = "leaks::machines_that_come_and_go_leave_no_descriptor_thread_or_memory";
-        let mut command = std::process::Command::new("/proc/self/exe");
-        let output = command
+        let mut command = Command::new("/proc/self/exe");
+        command
             .args(["--exact", name, "--test-threads=1", "--nocapture"])
             .env(ROLE, "1")
-            .output()
-            .unwrap();
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let starting = STARTING.write().unwrap();
+        let child = command.spawn().unwrap();
+        drop(starting);
+        let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
         return;

@@ -9,7 +9,7 @@ mod leaks;
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use snapshot::MemoryLayers;
@@ -17,6 +17,10 @@ use vmm::{
     BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, Machine,
     MemoryBacking, MemorySize, VcpuCounts, VsockConfig,
 };
+
+/// A process that is being started has a copy of every descriptor, and so of every lock, until it runs
+/// its program: nothing can be said about locks meanwhile.
+static STARTING: RwLock<()> = RwLock::new(());
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const ENTRY: u64 = 0x100_0000;
