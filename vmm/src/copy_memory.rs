@@ -8,6 +8,8 @@ use snapshot::OwnMemory;
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -27,7 +29,7 @@ impl Machine {
     }
 
     /// What in the memory file of this machine is not as in that of its template, if it is a clone. The machine
-    /// has to be paused, until after [`Self::copy_memory`].
+    /// has to be paused, until it is copied.
     ///
     /// # Errors
     /// The kernel does not tell which pages were written.
@@ -51,22 +53,13 @@ impl Machine {
         Ok(own)
     }
 
-    /// Copies these ranges of the guest's memory to a memory file of [`Self::memory_file_bytes`] that is
-    /// empty there. Pages of zeros stay holes.
-    ///
-    /// # Errors
-    /// The file cannot be written.
-    pub fn copy_memory(&self, file: &File, ranges: &[Range<u64>]) -> Result<(), Error> {
-        let memory = self.memory.memory();
-        let spans = self.spans();
-        for range in ranges {
-            for span in &spans {
-                if let Some(part) = part_of(span, range) {
-                    copy(&memory, part, file)?;
-                }
-            }
+    /// The memory, to be copied in another thread. The machine has to stay paused until that is done.
+    #[must_use]
+    pub fn memory_source(&self) -> MemorySource {
+        MemorySource {
+            memory: self.memory.memory().into_inner(),
+            spans: self.spans(),
         }
-        Ok(())
     }
 
     /// Everything that is in the memory file.
@@ -93,6 +86,36 @@ impl Machine {
             file_offset: self.memory_size.bytes() + offset,
         };
         plugged.map(range).collect()
+    }
+}
+
+/// The memory of a machine, which stays mapped for as long as this is there.
+#[derive(Debug)]
+pub struct MemorySource {
+    memory: Arc<GuestMemoryMmap>,
+    spans: Vec<RamRange>,
+}
+
+impl MemorySource {
+    /// Copies these ranges of the guest's memory to a memory file of [`Machine::memory_file_bytes`] that is
+    /// empty there, unless it is given up meanwhile. Pages of zeros stay holes.
+    ///
+    /// # Errors
+    /// The file cannot be written, or the copy was given up.
+    pub fn copy_to(
+        &self,
+        file: &File,
+        ranges: &[Range<u64>],
+        given_up: &AtomicBool,
+    ) -> Result<(), MemoryError> {
+        for range in ranges {
+            for span in &self.spans {
+                if let Some(part) = part_of(span, range) {
+                    copy(&self.memory, part, file, given_up)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -124,10 +147,18 @@ fn part_of(span: &RamRange, range: &Range<u64>) -> Option<RamRange> {
     })
 }
 
-fn copy(memory: &GuestMemoryMmap, range: RamRange, file: &File) -> Result<(), MemoryError> {
+fn copy(
+    memory: &GuestMemoryMmap,
+    range: RamRange,
+    file: &File,
+    given_up: &AtomicBool,
+) -> Result<(), MemoryError> {
     let mut buffer = Vec::new();
     let mut done = 0;
     while done < range.length {
+        if given_up.load(Ordering::Relaxed) {
+            return Err(MemoryError::GivenUp);
+        }
         let length = (range.length - done).min(CHUNK);
         buffer.resize(usize::try_from(length).unwrap_or(PAGE), 0);
         memory
@@ -141,7 +172,6 @@ fn copy(memory: &GuestMemoryMmap, range: RamRange, file: &File) -> Result<(), Me
 
 /// Writes runs of pages that are not all zero.
 fn write_pages(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-    let is_zero = |page: &[u8]| page.iter().all(|byte| *byte == 0);
     let mut run = 0;
     let mut position = 0;
     for page in bytes.chunks(PAGE) {
@@ -152,6 +182,12 @@ fn write_pages(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
         position += page.len();
     }
     file.write_all_at(&bytes[run..position], offset + run as u64)
+}
+
+/// Looks at many bytes at a time, which the compiler makes vector instructions of.
+fn is_zero(page: &[u8]) -> bool {
+    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | byte);
+    page.chunks(256).all(|bytes| any(bytes) == 0)
 }
 
 #[cfg(test)]
@@ -173,5 +209,27 @@ mod tests {
         file.read_to_end(&mut written).unwrap();
         assert_eq!(written[16 * PAGE..48 * PAGE], bytes);
         assert!(file.metadata().unwrap().blocks() * 512 <= 4 * PAGE as u64);
+    }
+
+    #[test]
+    fn a_copy_that_is_given_up_writes_no_more() {
+        let file = tempfile::tempfile().unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGE)]).unwrap();
+        memory.write_obj(1_u8, GuestAddress(5)).unwrap();
+        let source = MemorySource {
+            memory: Arc::new(memory),
+            spans: vec![RamRange {
+                start: GuestAddress(0),
+                length: PAGE as u64,
+                file_offset: 0,
+            }],
+        };
+        let whole = 0..PAGE as u64;
+        let copy =
+            |given_up: bool| source.copy_to(&file, std::slice::from_ref(&whole), &given_up.into());
+        assert!(matches!(copy(true), Err(MemoryError::GivenUp)));
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        copy(false).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), PAGE as u64);
     }
 }

@@ -77,6 +77,9 @@ pub enum MemoryError {
     /// The copy cannot be written.
     #[error("Cannot write the copy of guest memory")]
     Write(#[source] std::io::Error),
+    /// Nobody wants the copy any more.
+    #[error("The copy of guest memory was given up")]
+    GivenUp,
     /// A template's memory file cannot be mapped.
     #[error("Cannot map the saved content of guest memory")]
     Load(#[source] std::io::Error),

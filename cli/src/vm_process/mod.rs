@@ -12,6 +12,7 @@
 //! | [`bring_up`] | VM process | from running vCPUs to an agent that has answered |
 //! | [`console`] | VM process | `console.sock` and `console.log` |
 //! | [`snapshot`], [`snapshotting`] | VM process | makes a template of a machine in use, which goes on |
+//! | [`resizing`], [`stopping`] | VM process | what else may be asked of a machine in use |
 //! | [`freeze`] | VM process | makes a machine that is up a template |
 //! | [`template_watch`] | VM process | whether a clone's template stays as it was |
 
@@ -23,9 +24,11 @@ pub mod launch;
 mod link;
 pub mod plan;
 mod premises;
+mod resizing;
 mod session;
 pub mod sizing;
 mod snapshot;
 mod snapshotting;
 mod start;
+mod stopping;
 mod template_watch;

@@ -4,20 +4,20 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use proto::AGENT_PORT;
 use rustix::event::{PollFd, PollFlags};
-use vmm::{ExitReason, Machine, MemoryFaults, MemorySize};
+use vmm::{ExitReason, Machine, MemoryFaults};
 
 use super::bring_up::{Answer, Ask, BringUp};
 use super::console::ConsoleHub;
 use super::link::{Command, Message, VmEnd};
 use super::plan::{GuestReport, Ready};
-use super::sizing::{NotReached, Outcome, SizeReport, Sizing, Target};
+use super::resizing::Resizing;
+use super::sizing::{NotReached, Outcome, SizeReport};
 use super::snapshot::Origin;
 use super::snapshotting::Snapshotting;
+use super::stopping::Stop;
 use super::template_watch::TemplateWatch;
-use crate::agent::{Adopted, Agent, HookFailed};
-use crate::background::Background;
+use crate::agent::{Adopted, HookFailed};
 use crate::control::server::{ClientId, Server};
 use crate::control::{Reply, Request};
 use crate::error::describe;
@@ -58,13 +58,6 @@ pub struct Session {
     pub template_watch: Option<TemplateWatch>,
 }
 
-/// The guest comes to another size, for a client that waits for it.
-#[derive(Debug)]
-pub struct Resizing {
-    client: ClientId,
-    asking: Background<anyhow::Result<Outcome>>,
-}
-
 /// What is wanted of the start.
 #[derive(Debug)]
 pub struct Start {
@@ -84,13 +77,6 @@ pub struct Start {
     pub restored_ms: Option<f64>,
 }
 
-/// The guest was asked to shut down.
-#[derive(Debug)]
-pub struct Stop {
-    deadline: Instant,
-    asking: Background<Result<(), String>>,
-}
-
 /// How a session is over.
 #[derive(Debug)]
 pub enum Finish {
@@ -104,7 +90,8 @@ pub enum Finish {
     Prepared,
 }
 
-type Step = Option<Finish>;
+/// The end, if one step of the loop has led to it.
+pub type Step = Option<Finish>;
 
 impl Session {
     /// Serves until it is over.
@@ -120,10 +107,10 @@ impl Session {
                 .or_else(|| self.heed_command())
                 .or_else(|| self.heed_signals())
                 .or_else(|| self.heed_requests())
-                .or_else(|| self.advance_bring_up())
-                .or_else(|| self.advance_stop());
+                .or_else(|| self.advance_bring_up());
             self.advance_resize();
             self.advance_snapshot();
+            let finish = finish.or_else(|| self.advance_stop());
             if let Some(finish) = finish {
                 return finish;
             }
@@ -172,10 +159,8 @@ impl Session {
             self.template_watch.as_ref().and_then(TemplateWatch::fd),
             self.link.as_ref().map(AsFd::as_fd),
             self.bring_up.fd(),
-            self.stop.as_ref().map(|stop| stop.asking.as_fd()),
-            self.resizing
-                .as_ref()
-                .map(|resizing| resizing.asking.as_fd()),
+            self.stop.as_ref().and_then(Stop::fd),
+            self.resizing.as_ref().map(Resizing::fd),
             self.snapshotting.as_ref().map(Snapshotting::fd),
         ];
         let readers = readers.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
@@ -183,7 +168,7 @@ impl Session {
         fds.extend(all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
 
         let start = (!self.bring_up.is_done()).then_some(self.start.deadline);
-        let stop = self.stop.as_ref().map(|stop| stop.deadline);
+        let stop = self.stop.as_ref().map(Stop::deadline);
         let input = self
             .console
             .has_unread_input()
@@ -323,115 +308,14 @@ impl Session {
     }
 
     fn resume(&mut self) -> anyhow::Result<()> {
-        if self.machine.is_paused() {
-            self.machine.resume();
+        if self.record.state == State::Paused {
+            // A snapshot lets it go on when it is taken.
+            if !self.stands_still_for_a_snapshot() {
+                self.machine.resume();
+            }
             self.set_state(State::Running);
         }
         Ok(())
-    }
-
-    fn begin_resize(
-        &mut self,
-        client: ClientId,
-        cpus: Option<u8>,
-        memory_bytes: Option<u64>,
-        timeout: Duration,
-    ) -> anyhow::Result<()> {
-        if !self.bring_up.is_done() {
-            return Err(anyhow!("it is still starting"));
-        }
-        if self.stop.is_some() {
-            return Err(anyhow!("it is shutting down"));
-        }
-        if self.machine.is_paused() {
-            return Err(anyhow!("it is paused; 'minivmm resume' lets it go on"));
-        }
-        if self.resizing.is_some() {
-            return Err(anyhow!("it is being resized already"));
-        }
-        if self
-            .snapshotting
-            .as_ref()
-            .is_some_and(Snapshotting::is_to_be_taken)
-        {
-            return Err(anyhow!("a snapshot of it is being made"));
-        }
-        if !self.has_agent {
-            return Err(anyhow!(
-                "its guest has no agent, which brings CPUs and memory into use"
-            ));
-        }
-        let memory = memory_bytes.map(MemorySize::from_bytes).transpose()?;
-        let sizing = Sizing::begin(&mut self.machine, Target { cpus, memory })?;
-        let stream = self.machine.connect(AGENT_PORT)?;
-        let asking = Background::start("size", move || sizing.finish(stream, timeout))?;
-        self.resizing = Some(Resizing { client, asking });
-        Ok(())
-    }
-
-    fn advance_resize(&mut self) {
-        let Some(done) = self.resizing.as_ref().and_then(|r| r.asking.take()) else {
-            return;
-        };
-        let Some(Resizing { client, .. }) = self.resizing.take() else {
-            return;
-        };
-        let reply = match done {
-            Ok(Outcome { report: size, .. }) => {
-                self.note_size(&size);
-                Reply::Resized { size }
-            }
-            Err(error) => as_reply(Err(error)),
-        };
-        self.control.reply(client, &reply);
-    }
-
-    /// Writes down what the VM has now.
-    fn note_size(&mut self, size: &SizeReport) {
-        self.record.cpus = size.cpus;
-        self.record.memory_bytes = size.memory_bytes;
-        self.write_record();
-    }
-
-    fn begin_stop(&mut self, timeout: Duration) -> Step {
-        if timeout.is_zero() || !self.has_agent {
-            return Some(Finish::Ended(End::now(
-                EndReason::Stopped,
-                "stopped by the user",
-            )));
-        }
-        let deadline = Instant::now() + timeout;
-        if let Some(stop) = &mut self.stop {
-            stop.deadline = stop.deadline.min(deadline);
-            return None;
-        }
-        match self.ask_to_power_off() {
-            Ok(asking) => {
-                self.stop = Some(Stop { deadline, asking });
-                self.set_state(State::Stopping);
-                None
-            }
-            Err(error) => Some(killed(&error.to_string())),
-        }
-    }
-
-    fn ask_to_power_off(&mut self) -> std::io::Result<Background<Result<(), String>>> {
-        self.machine.resume();
-        let stream = self.machine.connect(AGENT_PORT)?;
-        Background::start("power-off", move || {
-            Agent::over(stream)
-                .power_off()
-                .map_err(|error| describe(&error.into()))
-        })
-    }
-
-    fn advance_stop(&mut self) -> Step {
-        let stop = self.stop.as_mut()?;
-        if let Some(Err(error)) = stop.asking.take() {
-            return Some(killed(&error));
-        }
-        let late = stop.deadline <= Instant::now();
-        late.then(|| killed("the guest did not power off in time"))
     }
 
     fn advance_bring_up(&mut self) -> Step {
@@ -570,13 +454,15 @@ impl Session {
         None
     }
 
-    fn set_state(&mut self, state: State) {
+    /// Brings the VM into a state that everybody can see.
+    pub fn set_state(&mut self, state: State) {
         self.record.state = state;
         tracing::info!(state = state.name(), "VM changed its state");
         self.write_record();
     }
 
-    fn write_record(&self) {
+    /// Writes down what others can know of the VM.
+    pub fn write_record(&self) {
         if let Err(error) = self.record.write(&self.dir) {
             tracing::error!("{error:#}");
         }
@@ -590,11 +476,4 @@ pub fn as_reply(result: anyhow::Result<()>) -> Reply {
             message: describe(&error),
         },
     }
-}
-
-fn killed(why: &str) -> Finish {
-    Finish::Ended(End::now(
-        EndReason::Stopped,
-        format!("stopped by the user; killed, as {why}"),
-    ))
 }

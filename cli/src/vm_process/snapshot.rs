@@ -1,8 +1,10 @@
 //! Makes a template of a VM that runs, and lets it go on.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use snapshot::{Artifact, GuestSpec, PendingTemplate, Start, Store, Template, TemplateName};
@@ -13,6 +15,7 @@ use super::snapshotting::Hold;
 use crate::background::Background;
 use crate::control::Snapshotted;
 use crate::machine_args::MachineSpec;
+use crate::poll;
 
 /// What a VM was made of.
 #[derive(Clone, Debug)]
@@ -31,17 +34,37 @@ pub struct Opened {
     copied_because: Option<String>,
 }
 
+/// The machine stands still while what it has written since it was restored is copied.
+#[derive(Debug)]
+pub struct Copying {
+    copying: Background<anyhow::Result<Opened>>,
+    given_up: Arc<AtomicBool>,
+    frozen: FrozenMachine,
+    size: Size,
+    begun: Instant,
+}
+
+/// All that the template needs of the machine, which may go on.
+#[derive(Debug)]
+pub struct Copied {
+    opened: Opened,
+    frozen: FrozenMachine,
+    size: Size,
+    begun: Instant,
+    paused: Duration,
+}
+
 /// Does what can be done while the guest runs.
 ///
 /// # Errors
 /// The name is taken, or the disk is full.
 pub fn open(
-    machine: &Machine,
+    memory_file_bytes: u64,
     origin: &Origin,
     store: &Path,
-    name: TemplateName,
+    name: &TemplateName,
 ) -> anyhow::Result<Opened> {
-    let mut pending = Store::open(store)?.create(&name, machine.memory_file_bytes())?;
+    let mut pending = Store::open(store)?.create(name, memory_file_bytes)?;
     // The parent does not change.
     let copied_because = start(&mut pending, origin)?;
     Ok(Opened {
@@ -50,54 +73,113 @@ pub fn open(
     })
 }
 
-/// The machine stands still for as long as its state, and what it has written since it was restored, are
-/// copied; the rest is done before and after, while the guest runs. Its processes go on right after the
-/// machine does.
+impl Copying {
+    /// Stops the machine, takes its state and begins to copy its memory.
+    ///
+    /// # Errors
+    /// KVM does not tell the state, or there is no thread left. The machine is paused all the same.
+    pub fn begin(machine: &mut Machine, mut opened: Opened) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let frozen = machine.freeze()?;
+        let own = machine.own_memory()?;
+        let memory = machine.memory_source();
+        let given_up = Arc::new(AtomicBool::new(false));
+        let is_given_up = given_up.clone();
+        let copy = move || {
+            let ranges = opened.pending.divide(&own)?;
+            memory
+                .copy_to(opened.pending.memory(), &ranges, &is_given_up)
+                .with_context(|| {
+                    let path = opened.pending.memory_path();
+                    format!("Cannot write {}", path.display())
+                })?;
+            Ok(opened)
+        };
+        Ok(Self {
+            copying: Background::start("copy", copy).context("Cannot start a thread")?,
+            given_up,
+            frozen,
+            size: Size::of(machine),
+            begun,
+        })
+    }
+
+    /// Whether [`Self::finish`] has a result.
+    pub fn is_over(&self) -> bool {
+        poll::readable(&self.copying, Some(Instant::now())).unwrap_or(false)
+    }
+
+    /// The result, once it is there; the machine can go on.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub fn finish(self) -> anyhow::Result<Copied> {
+        let opened = self
+            .copying
+            .take()
+            .context("The memory was not copied to the end")??;
+        Ok(Copied {
+            opened,
+            frozen: self.frozen,
+            size: self.size,
+            begun: self.begun,
+            paused: self.begun.elapsed(),
+        })
+    }
+
+    /// Nobody waits for the template any more. Returns when nothing of it is left, or at the deadline.
+    pub fn give_up(&self, deadline: Instant) {
+        self.given_up.store(true, Ordering::Relaxed);
+        if !poll::readable(&self.copying, Some(deadline)).unwrap_or(false) {
+            tracing::warn!(
+                "Memory is still being copied for a template that nobody wants any more"
+            );
+        }
+    }
+}
+
+impl AsFd for Copying {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.copying.as_fd()
+    }
+}
+
+/// Publishes the template, after the processes of the guest go on.
 ///
 /// # Errors
-/// The disk is full, or KVM does not tell the state. The guest goes on as it was.
-pub fn take(
-    machine: &mut Machine,
-    origin: &Origin,
-    Opened {
-        mut pending,
-        copied_because,
-    }: Opened,
-    hold: Option<Hold>,
-) -> anyhow::Result<Background<anyhow::Result<Snapshotted>>> {
-    let was_running = !machine.is_paused();
-    let begun = Instant::now();
-    let copied = copy(machine, &mut pending);
-    let paused_ms = begun.elapsed().as_secs_f64() * 1000.0;
-    let size = Size::of(machine);
-    let origin = origin.clone();
-    let is_held = hold.as_ref().is_some_and(Hold::is_held);
-    let publish = move |frozen: FrozenMachine| {
-        let held = hold.and_then(Hold::release);
-        let spec = template_spec(size.of_guest(origin, is_held)?, &frozen)?;
-        let template = pending.publish(spec, frozen.state)?;
-        let files = &template.manifest().files;
-        Ok(Snapshotted {
-            name: template.name().to_string(),
-            path: template.path().to_owned(),
-            memory_bytes: template.manifest().spec.guest.memory_bytes,
-            allocated_bytes: files.memory.allocated,
-            shared_bytes: files.shared_bytes(),
-            layers: files.layer_count(),
+/// The disk is full.
+pub fn publish(copied: Copied, origin: Origin, hold: Option<Hold>) -> anyhow::Result<Snapshotted> {
+    let Copied {
+        opened: Opened {
+            pending,
             copied_because,
-            held_ms: held.map(|held| held.as_secs_f64() * 1000.0),
-            paused_ms,
-            total_ms: begun.elapsed().as_secs_f64() * 1000.0,
-        })
-    };
-    let publishing = copied.and_then(|frozen| {
-        Background::start("snapshot", move || publish(frozen)).context("Cannot start a thread")
-    });
-    // Last, so that the release is the first that the agent finds.
-    if was_running {
-        machine.resume();
-    }
-    publishing
+        },
+        frozen,
+        size,
+        begun,
+        paused,
+    } = copied;
+    let is_held = hold.as_ref().is_some_and(Hold::is_held);
+    let held = hold.and_then(Hold::release);
+    let spec = template_spec(size.of_guest(origin, is_held)?, &frozen)?;
+    let template = pending.publish(spec, frozen.state)?;
+    let files = &template.manifest().files;
+    Ok(Snapshotted {
+        name: template.name().to_string(),
+        path: template.path().to_owned(),
+        memory_bytes: template.manifest().spec.guest.memory_bytes,
+        allocated_bytes: files.memory.allocated,
+        shared_bytes: files.shared_bytes(),
+        layers: files.layer_count(),
+        copied_because,
+        held_ms: held.map(milliseconds),
+        paused_ms: milliseconds(paused),
+        total_ms: milliseconds(begun.elapsed()),
+    })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 /// Gives the new template what its parent has; returns why that was copied, if it was.
@@ -111,17 +193,8 @@ fn start(pending: &mut PendingTemplate, origin: &Origin) -> anyhow::Result<Optio
     }
 }
 
-fn copy(machine: &mut Machine, pending: &mut PendingTemplate) -> anyhow::Result<FrozenMachine> {
-    let frozen = machine.freeze()?;
-    let ranges = pending.divide(&machine.own_memory()?)?;
-    machine
-        .copy_memory(pending.memory(), &ranges)
-        .with_context(|| format!("Cannot write {}", pending.memory_path().display()))?;
-    Ok(frozen)
-}
-
 /// What the template's clones start with and can grow to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Size {
     cpus: u32,
     max_cpus: u32,

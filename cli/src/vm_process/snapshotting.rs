@@ -9,16 +9,18 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ::snapshot::TemplateName;
 use anyhow::{Context, anyhow};
 use proto::AGENT_PORT;
 
 use super::session::{Session, as_reply};
-use super::snapshot::{self, Opened};
+use super::snapshot::{self, Copying, Opened};
 use crate::agent::Agent;
 use crate::background::Background;
 use crate::control::server::ClientId;
 use crate::control::{Reply, Snapshotted};
 use crate::poll;
+use crate::state::record::State;
 
 /// How long a VM that has ended may take to publish the template that is being made of it.
 const PUBLISHING: Duration = Duration::from_secs(20);
@@ -32,8 +34,12 @@ pub struct Snapshotting {
 
 #[derive(Debug)]
 enum Stage {
+    /// The template gets what the VM was made of.
+    Opening(Background<anyhow::Result<Opened>>, Option<Duration>),
     /// The guest's processes come to a stop.
     Holding(Box<Opened>, Background<anyhow::Result<Hold>>),
+    /// The machine stands still.
+    Copying(Box<Copying>, Option<Hold>),
     /// The guest goes on; the template is written.
     Publishing(Background<anyhow::Result<Snapshotted>>),
 }
@@ -79,14 +85,16 @@ impl Snapshotting {
     /// What to poll for reading.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.stage {
-            Stage::Holding(_, asking) => asking.as_fd(),
+            Stage::Opening(opening, _) => opening.as_fd(),
+            Stage::Holding(_, holding) => holding.as_fd(),
+            Stage::Copying(copying, _) => copying.as_fd(),
             Stage::Publishing(publishing) => publishing.as_fd(),
         }
     }
 
-    /// The VM still has to stand still.
+    /// The VM still has to stand still, or does.
     pub fn is_to_be_taken(&self) -> bool {
-        matches!(self.stage, Stage::Holding(..))
+        !matches!(self.stage, Stage::Publishing(_))
     }
 }
 
@@ -122,15 +130,11 @@ impl Session {
         if hold.is_some() {
             self.can_be_held()?;
         }
-        let opened = snapshot::open(&self.machine, &self.origin, store, name.parse()?)?;
-        let stage = match hold {
-            Some(timeout) => {
-                let stream = self.machine.connect(AGENT_PORT)?;
-                let asking = Background::start("hold", move || Hold::begin(stream, timeout))?;
-                Stage::Holding(Box::new(opened), asking)
-            }
-            None => Stage::Publishing(self.take_snapshot(opened, None)?),
-        };
+        let name: TemplateName = name.parse()?;
+        let (store, origin) = (store.to_owned(), self.origin.clone());
+        let memory_file_bytes = self.machine.memory_file_bytes();
+        let open = move || snapshot::open(memory_file_bytes, &origin, &store, &name);
+        let stage = Stage::Opening(Background::start("open", open)?, hold);
         self.snapshotting = Some(Snapshotting { client, stage });
         Ok(())
     }
@@ -148,41 +152,86 @@ impl Session {
         ))
     }
 
-    fn take_snapshot(
-        &mut self,
-        opened: Opened,
-        hold: Option<Hold>,
-    ) -> anyhow::Result<Background<anyhow::Result<Snapshotted>>> {
-        snapshot::take(&mut self.machine, &self.origin, opened, hold)
-    }
-
     /// Takes the next step of a snapshot when it is due.
     pub fn advance_snapshot(&mut self) {
         let Some(Snapshotting { client, stage }) = self.snapshotting.take() else {
             return;
         };
-        let stage = match stage {
-            // It would be a template of a guest that ends.
-            Stage::Holding(..) if self.stop.is_some() => {
-                Err(as_reply(Err(anyhow!("it is shutting down"))))
+        match self.next_stage(stage) {
+            Ok(Next::Stage(stage)) => self.snapshotting = Some(Snapshotting { client, stage }),
+            Ok(Next::Done(template)) => {
+                self.control.reply(client, &Reply::Snapshotted { template });
             }
-            Stage::Holding(opened, asking) => match asking.take() {
-                None => Ok(Stage::Holding(opened, asking)),
-                Some(hold) => hold
-                    .and_then(|hold| self.take_snapshot(*opened, Some(hold)))
-                    .map(Stage::Publishing)
-                    .map_err(|error| as_reply(Err(error))),
-            },
-            Stage::Publishing(publishing) => match publishing.take() {
-                None => Ok(Stage::Publishing(publishing)),
-                Some(Ok(template)) => Err(Reply::Snapshotted { template }),
-                Some(Err(error)) => Err(as_reply(Err(error))),
-            },
-        };
-        match stage {
-            Ok(stage) => self.snapshotting = Some(Snapshotting { client, stage }),
-            Err(reply) => self.control.reply(client, &reply),
+            Err(error) => self.control.reply(client, &as_reply(Err(error))),
         }
+    }
+
+    fn next_stage(&mut self, stage: Stage) -> anyhow::Result<Next> {
+        match stage {
+            // It would be a template of a guest that ends.
+            Stage::Opening(..) | Stage::Holding(..) if self.stop.is_some() => {
+                Err(anyhow!("it is shutting down"))
+            }
+            Stage::Opening(opening, hold) => match opening.take() {
+                None => Ok(Next::Stage(Stage::Opening(opening, hold))),
+                Some(opened) => self.begin_hold(opened?, hold).map(Next::Stage),
+            },
+            Stage::Holding(opened, holding) => match holding.take() {
+                None => Ok(Next::Stage(Stage::Holding(opened, holding))),
+                Some(hold) => self.begin_copy(*opened, Some(hold?)).map(Next::Stage),
+            },
+            Stage::Copying(copying, hold) if !copying.is_over() => {
+                Ok(Next::Stage(Stage::Copying(copying, hold)))
+            }
+            Stage::Copying(copying, hold) => self.end_copy(*copying, hold).map(Next::Stage),
+            Stage::Publishing(publishing) => match publishing.take() {
+                None => Ok(Next::Stage(Stage::Publishing(publishing))),
+                Some(template) => template.map(Next::Done),
+            },
+        }
+    }
+
+    fn begin_hold(&mut self, opened: Opened, hold: Option<Duration>) -> anyhow::Result<Stage> {
+        let Some(timeout) = hold else {
+            return self.begin_copy(opened, None);
+        };
+        let stream = self.machine.connect(AGENT_PORT)?;
+        let holding = Background::start("hold", move || Hold::begin(stream, timeout))?;
+        Ok(Stage::Holding(Box::new(opened), holding))
+    }
+
+    fn begin_copy(&mut self, opened: Opened, hold: Option<Hold>) -> anyhow::Result<Stage> {
+        match Copying::begin(&mut self.machine, opened) {
+            Ok(copying) => Ok(Stage::Copying(Box::new(copying), hold)),
+            Err(error) => {
+                self.go_on();
+                Err(error)
+            }
+        }
+    }
+
+    fn end_copy(&mut self, copying: Copying, hold: Option<Hold>) -> anyhow::Result<Stage> {
+        let origin = self.origin.clone();
+        let publishing = copying.finish().and_then(|copied| {
+            let publish = move || snapshot::publish(copied, origin, hold);
+            Background::start("snapshot", publish).context("Cannot start a thread")
+        });
+        // Last, so that the release is the first that the agent finds.
+        self.go_on();
+        publishing.map(Stage::Publishing)
+    }
+
+    /// The machine need not stand still any more. What was asked for meanwhile is done now.
+    fn go_on(&mut self) {
+        if self.record.state == State::Running {
+            self.machine.resume();
+        }
+    }
+
+    /// The machine is paused though nobody has asked for that.
+    pub fn stands_still_for_a_snapshot(&self) -> bool {
+        let snapshotting = self.snapshotting.as_ref();
+        snapshotting.is_some_and(|snapshotting| matches!(snapshotting.stage, Stage::Copying(..)))
     }
 
     /// Tells who waits for a snapshot of a VM that has ended whether there is a template.
@@ -190,10 +239,18 @@ impl Session {
         let Some(Snapshotting { client, stage }) = &self.snapshotting else {
             return;
         };
+        let deadline = Instant::now() + PUBLISHING;
         let published = match stage {
+            Stage::Opening(opening, _) => {
+                let _ended = poll::readable(opening, Some(deadline));
+                false
+            }
             Stage::Holding(..) => false,
+            Stage::Copying(copying, _) => {
+                copying.give_up(deadline);
+                false
+            }
             Stage::Publishing(publishing) => {
-                let deadline = Instant::now() + PUBLISHING;
                 poll::readable(publishing, Some(deadline)).unwrap_or(false)
             }
         };
@@ -204,4 +261,10 @@ impl Session {
             self.control.reply(*client, &as_reply(late));
         }
     }
+}
+
+/// What follows a stage.
+enum Next {
+    Stage(Stage),
+    Done(Snapshotted),
 }

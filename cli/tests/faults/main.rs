@@ -15,6 +15,7 @@ mod descriptors;
 mod disk_full;
 mod kill;
 mod leaks;
+mod long_copies;
 mod races;
 mod signals;
 mod template_changes;

@@ -60,7 +60,10 @@ impl Line {
         let start = pending.start_from(parent).unwrap();
         let frozen = freeze(clone, output);
         let ranges = pending.divide(&clone.own_memory().unwrap()).unwrap();
-        clone.copy_memory(pending.memory(), &ranges).unwrap();
+        let source = clone.memory_source();
+        source
+            .copy_to(pending.memory(), &ranges, &false.into())
+            .unwrap();
         clone.resume();
         let template = pending.publish(self.spec(), frozen.state).unwrap();
         assert!(self.store.verify(&name(id)).unwrap().is_whole());

@@ -1,0 +1,103 @@
+//! What is asked of a VM while a snapshot copies its memory, which takes long: it is answered at once, and
+//! done when the copy is.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use minivmm_tests::{Running, until};
+
+use crate::bench::{Bench, FILLED_BYTES, GuestCode};
+
+/// Copies during which the command has to have been answered at least once.
+const MOST_COPIES: u32 = 20;
+
+struct Filled(Bench);
+
+impl Filled {
+    /// A VM whose memory is full.
+    fn new() -> Self {
+        let bench = Bench::new(GuestCode::Filler);
+        let kernel = bench.kernel.display();
+        let line = format!("run --no-agent --id vm --kernel {kernel} --mem 128M --max-mem 128M");
+        bench.run(&line).ok();
+        let filled = Self(bench);
+        let console = filled.0.state().join("vms/vm/console.log");
+        until("the guest has filled its memory", || {
+            std::fs::read(&console).is_ok_and(|text| text.ends_with(b"F"))
+        });
+        filled
+    }
+
+    /// Begins a snapshot, and returns when some of the memory is copied.
+    fn copying(&self) -> Running {
+        let command = self.0.start("snapshot --no-hold vm base");
+        until("memory is copied", || {
+            blocks_below(&self.0.store().join("templates")) > 0
+        });
+        command
+    }
+
+    /// Runs `line` while copies are made, until it ended before one of them. Returns the state of the VM
+    /// when the last copy was done.
+    fn during_a_copy(&self, line: &str) -> String {
+        for _ in 0..MOST_COPIES {
+            let mut copying = self.copying();
+            self.0.run(line).ok();
+            let was_during = copying.is_running();
+            copying.wait().ok();
+            let state = self.0.vm("vm")["state"].as_str().unwrap().to_owned();
+            let memory = std::fs::metadata(self.0.memory_file("base")).unwrap();
+            assert!(memory.blocks() * 512 >= FILLED_BYTES - (17 << 20));
+            assert_eq!(self.0.whole_templates(), ["base"]);
+            self.0.run("template delete base").ok();
+            if was_during {
+                return state;
+            }
+            self.0.run("resume vm").ok();
+        }
+        panic!("'{line}' never ended before a copy did");
+    }
+}
+
+/// What the files named `memory` take on the disk, in blocks of 512 bytes.
+fn blocks_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let memory = entries.map(|entry| entry.path().join("memory"));
+    memory
+        .filter_map(|path| std::fs::metadata(path).ok())
+        .map(|file| file.blocks())
+        .sum()
+}
+
+#[test]
+fn a_vm_answers_while_its_memory_is_copied() {
+    let vm = Filled::new();
+    assert_eq!(vm.during_a_copy("ps"), "running");
+    assert_eq!(vm.during_a_copy("pause vm"), "paused");
+    assert_eq!(vm.during_a_copy("resume vm"), "running");
+    vm.0.run("pause vm").ok();
+    assert_eq!(vm.during_a_copy("ps"), "paused");
+    vm.0.check_what_is_left();
+}
+
+#[test]
+fn a_vm_that_ends_while_its_memory_is_copied_leaves_no_template() {
+    for line in ["stop --force vm", "rm -f vm"] {
+        let vm = Filled::new();
+        let copying = vm.copying();
+        vm.0.run(line).ok();
+        let ended = copying.wait();
+        let templates = vm.0.check_what_is_left();
+        assert_eq!(
+            templates.is_empty(),
+            ended.code() != Some(0),
+            "{}",
+            ended.report()
+        );
+        if ended.code() != Some(0) {
+            ended
+                .fails(1)
+                .says("it has ended before the template was published");
+        }
+    }
+}
