@@ -2,9 +2,7 @@
 
 use super::MmioTransport;
 use crate::virtio::device::VirtioDevice;
-use crate::virtio::rings::Rings;
 use event_manager::{EventOps, Events, MutEventSubscriber};
-use vm_memory::GuestAddressSpace;
 use vmm_sys_util::epoll::EventSet;
 
 /// Event data of the back end's descriptor; smaller values are queue indices.
@@ -27,12 +25,7 @@ impl<D: VirtioDevice> MutEventSubscriber for MmioTransport<D> {
 
     fn process(&mut self, events: Events, _ops: &mut EventOps) {
         if events.data() == BACKEND_EVENT {
-            let memory = self.memory.memory();
-            let mut rings = Rings::new(&memory, &mut self.queues, &self.interrupt);
-            let result = self.device.backend_ready(&mut rings);
-            if self.is_active() {
-                self.contain(result);
-            }
+            self.with_backend(|device, rings| device.backend_ready(rings));
             return;
         }
         let queue = events.data() as usize;

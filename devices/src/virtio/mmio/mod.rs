@@ -167,6 +167,18 @@ impl<D: VirtioDevice> MmioTransport<D> {
         }
     }
 
+    /// Calls the device for its back end, in every state of the driver: before DRIVER_OK the device
+    /// leaves the queues alone.
+    pub fn with_backend(
+        &mut self,
+        f: impl FnOnce(&mut D, &mut Rings<'_>) -> Result<(), DeviceError>,
+    ) {
+        let result = self.call(|device, rings, _| f(device, rings));
+        if self.is_active() {
+            self.contain(result);
+        }
+    }
+
     /// Changes what the driver reads in the device's configuration space, and tells it.
     ///
     /// Works in every state of the device: a driver that is not there yet reads it later.
