@@ -3,6 +3,7 @@
 use crate::hotplug_region::HotplugRange;
 use crate::layout::VirtioSlot;
 use crate::size::MemorySize;
+use devices::virtio::blk::Image;
 use devices::vmgenid::GenerationId;
 use std::path::PathBuf;
 
@@ -73,6 +74,15 @@ pub struct VsockConfig {
     pub socket: PathBuf,
 }
 
+/// A disk.
+#[derive(Debug, Clone)]
+pub struct DiskConfig {
+    /// What is on it; [`Image::nothing`] for a slot that a clone may fill.
+    pub image: Image,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+}
+
 /// A machine to be booted.
 #[derive(Debug, Clone)]
 pub struct BootConfig {
@@ -90,6 +100,8 @@ pub struct BootConfig {
     pub cmdline: String,
     /// Socket device.
     pub vsock: VsockConfig,
+    /// Disks, at most [`crate::layout::MAX_DISKS`].
+    pub disks: Vec<DiskConfig>,
 }
 
 impl BootConfig {
@@ -103,7 +115,11 @@ impl BootConfig {
     #[must_use]
     pub fn virtio_slots(&self) -> Vec<VirtioSlot> {
         let mem = self.hotplug_range().map(|_| VirtioSlot::Mem);
-        std::iter::once(VirtioSlot::Vsock).chain(mem).collect()
+        let disks = (0..)
+            .zip(&self.disks)
+            .map(|(number, _)| VirtioSlot::Disk(number));
+        let first = std::iter::once(VirtioSlot::Vsock);
+        first.chain(mem).chain(disks).collect()
     }
 }
 
@@ -114,6 +130,8 @@ pub struct CloneConfig {
     pub vsock: VsockConfig,
     /// The clone's generation.
     pub generation: GenerationId,
+    /// One for each of the template's disks.
+    pub disks: Vec<DiskConfig>,
 }
 
 #[cfg(test)]

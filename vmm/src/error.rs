@@ -10,6 +10,7 @@ use crate::platform::PlatformError;
 use crate::size::{MemorySize, SizeError};
 use crate::vcpu::VcpuError;
 use devices::bus::Overlap;
+use devices::virtio::blk::Unsettled;
 use snapshot::{StateError, WriteError};
 use std::io;
 
@@ -37,6 +38,9 @@ pub enum Error {
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
+    /// A disk does not come to rest.
+    #[error(transparent)]
+    Unsettled(#[from] Unsettled),
     /// The state file.
     #[error(transparent)]
     State(#[from] StateError),

@@ -69,26 +69,55 @@ pub const IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Three pages that KVM needs on Intel hosts for real mode (`KVM_SET_TSS_ADDR`).
 pub const TSS: usize = 0xfffb_d000;
 
+/// Most disks of a machine.
+pub const MAX_DISKS: u8 = 6;
+/// Number of the first disk's slot.
+const FIRST_DISK: u8 = 5;
+
 /// The place of a virtio device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum VirtioSlot {
     /// The socket device.
-    Vsock = 0,
+    Vsock,
     /// The memory device.
-    Mem = 1,
+    Mem,
+    /// A disk, from 0 and below [`MAX_DISKS`].
+    Disk(u8),
 }
 
 impl VirtioSlot {
+    /// Its number, which is the device's in the ACPI tables, too.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Vsock => 0,
+            Self::Mem => 1,
+            Self::Disk(disk) => FIRST_DISK + disk,
+        }
+    }
+
     /// Start of the register window.
     #[must_use]
     pub fn window(self) -> u64 {
-        VIRTIO_WINDOWS + u64::from(self as u8) * devices::virtio::mmio::WINDOW_LENGTH
+        VIRTIO_WINDOWS + u64::from(self.number()) * devices::virtio::mmio::WINDOW_LENGTH
     }
 
     /// Interrupt.
     #[must_use]
     pub fn gsi(self) -> u32 {
-        VIRTIO_FIRST_GSI + u32::from(self as u8)
+        VIRTIO_FIRST_GSI + u32::from(self.number())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disks_are_below_the_event_device() {
+        let last = VirtioSlot::Disk(MAX_DISKS - 1);
+        assert_eq!(VirtioSlot::Disk(0).gsi(), 10);
+        assert_eq!(last.gsi(), GED_GSI - 1);
+        assert!(last.window() + devices::virtio::mmio::WINDOW_LENGTH <= GED_REGISTER);
     }
 }

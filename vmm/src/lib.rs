@@ -11,7 +11,7 @@
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
-//! | [`platform`] | the devices of the machine and their wiring |
+//! | [`platform`] | the devices of the machine and their wiring; `disks` are those that there may be none of |
 //! | [`event_loop`] | the thread that serves them |
 //! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
 //! | `map_layers` | mapping a template's memory files |
@@ -22,6 +22,7 @@ pub mod boot;
 pub mod cold_boot;
 pub mod config;
 pub mod copy_memory;
+mod disks;
 mod error;
 pub mod event_loop;
 pub mod freeze;
@@ -43,9 +44,13 @@ pub mod size;
 pub mod stages;
 pub mod vcpu;
 
-pub use config::{BootConfig, CloneConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig};
+pub use config::{
+    BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig,
+};
 pub use devices::cpu_hotplug::Presence;
+pub use devices::virtio::blk::Image as DiskImage;
 pub use devices::vmgenid::GenerationId;
+pub use disks::DiskError;
 pub use error::Error;
 pub use freeze::FrozenMachine;
 pub use grow::SizeLimit;

@@ -12,6 +12,7 @@ use crate::stages::Stage;
 use crate::vcpu::{NewVcpu, Surroundings, Vcpu, VcpuId};
 use devices::console::Console;
 use devices::cpu_hotplug::Presence;
+use devices::virtio::blk::Image;
 use devices::virtio::mmio::SharedMemory;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -104,20 +105,26 @@ impl Machine {
         self.paused = false;
     }
 
-    /// Stops the guest; when this returns, neither a vCPU nor a device changes its memory. Does
-    /// nothing when it is paused already.
+    /// Stops the guest; when this returns, neither a vCPU nor a device changes its memory or its
+    /// disks. Does nothing when it is paused already.
     ///
     /// # Errors
     /// A vCPU or a device does not stop in time.
     pub fn pause(&mut self) -> Result<(), Error> {
-        if self.paused {
-            return Ok(());
+        if !self.paused {
+            self.vcpus.iter().for_each(Vcpu::park);
+            self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
+            self.event_loop.park()?;
+            self.paused = true;
         }
-        self.vcpus.iter().for_each(Vcpu::park);
-        self.vcpus.iter().try_for_each(Vcpu::wait_parked)?;
-        self.event_loop.park()?;
-        self.paused = true;
-        Ok(())
+        // A machine whose storage does not answer stands still, but is not to be saved.
+        Ok(self.platform.settle()?)
+    }
+
+    /// What is on the disks, in the order of their slots. Only a paused machine's do not change.
+    #[must_use]
+    pub fn disk_images(&self) -> Vec<Image> {
+        self.platform.disk_images()
     }
 
     /// Whether [`Self::pause`] was the last of the two.

@@ -1,6 +1,7 @@
 //! The devices of a machine, connected to its buses, its interrupts and its event loop.
 
 use crate::config::{BootConfig, CloneConfig, VcpuCounts, VsockConfig};
+use crate::disks::{DiskError, Disks, DisksState};
 use crate::event_loop::Subscriber;
 use crate::hotplug_region::HotplugRegion;
 use crate::kvm::{KvmError, KvmVm};
@@ -18,6 +19,7 @@ use devices::irq::IrqLine;
 use devices::power::{self, AcpiPower, KeyboardReset};
 use devices::pvpanic::{self, PvPanic};
 use devices::serial::{self, SERIAL_STATE_VERSION, Serial, SerialError, SerialState};
+use devices::virtio::blk::{BlkError, Image, Unsettled};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{
     MEM_STATE_VERSION, Mem, MemError, MemState, MemStateError, PlugMap, Region, RegionError,
@@ -78,6 +80,12 @@ pub enum PlatformError {
     /// The state has a memory device for another region than the machine, or lacks one.
     #[error("Saved memory device does not belong to the saved machine")]
     OtherRegion,
+    /// A disk.
+    #[error(transparent)]
+    Disk(#[from] BlkError),
+    /// The number of disks.
+    #[error(transparent)]
+    Disks(#[from] DiskError),
     /// The state file.
     #[error(transparent)]
     State(#[from] StateError),
@@ -96,6 +104,7 @@ pub struct Platform {
     cpus: Arc<Mutex<CpuController>>,
     /// `None` in a machine that cannot grow.
     mem: Option<Arc<Mutex<MmioTransport<Mem>>>>,
+    disks: Disks,
 }
 
 /// The saved state of all devices.
@@ -107,6 +116,7 @@ pub struct PlatformState {
     vsock: VsockState,
     cpus: CpuControllerState,
     mem: Option<(TransportState, MemState)>,
+    disks: DisksState,
 }
 
 impl PlatformState {
@@ -128,6 +138,7 @@ impl PlatformState {
                 CPU_CONTROLLER_STATE_VERSION..=CPU_CONTROLLER_STATE_VERSION,
             )?,
             mem: Self::read_mem(file)?,
+            disks: DisksState::read(file)?,
         })
     }
 
@@ -171,6 +182,7 @@ impl Platform {
             vsock: Arc::new(Mutex::new(vsock)),
             cpus: Arc::new(Mutex::new(cpus)),
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
+            disks: Disks::new(vm, memory, &config.disks)?,
         }
         .with_doorbells(vm)
     }
@@ -208,6 +220,7 @@ impl Platform {
             vsock: Arc::new(Mutex::new(vsock)),
             cpus: Arc::new(Mutex::new(cpus)),
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
+            disks: Disks::restore(vm, memory, &config.disks, &state.disks)?,
         }
         .with_doorbells(vm)
     }
@@ -232,12 +245,12 @@ impl Platform {
         writer.section(VSOCK_SECTION, VSOCK_STATE_VERSION, &vsock.device().save())?;
         let cpus = lock(&self.cpus).save();
         writer.section(CPUS_SECTION, CPU_CONTROLLER_STATE_VERSION, &cpus)?;
-        let Some(mem) = &self.mem else {
-            return Ok(());
-        };
-        let mem = lock(mem);
-        writer.section(MEM_TRANSPORT_SECTION, TRANSPORT_STATE_VERSION, &mem.save())?;
-        writer.section(MEM_SECTION, MEM_STATE_VERSION, &mem.device().save())
+        if let Some(mem) = &self.mem {
+            let mem = lock(mem);
+            writer.section(MEM_TRANSPORT_SECTION, TRANSPORT_STATE_VERSION, &mem.save())?;
+            writer.section(MEM_SECTION, MEM_STATE_VERSION, &mem.device().save())?;
+        }
+        self.disks.save(writer)
     }
 
     /// Tells the guest that it is a clone: a new generation id, and no connections.
@@ -265,7 +278,22 @@ impl Platform {
         if let Some(mem) = &self.mem {
             lock(mem).kick();
         }
+        self.disks.kick();
         lock(&self.ged).kick();
+    }
+
+    /// Waits until no request of a disk is under way. No vCPU runs and the event loop is parked.
+    ///
+    /// # Errors
+    /// The host's storage does not answer.
+    pub fn settle(&self) -> Result<(), Unsettled> {
+        self.disks.settle()
+    }
+
+    /// What is on the disks, in the order of their slots.
+    #[must_use]
+    pub fn disk_images(&self) -> Vec<Image> {
+        self.disks.images()
     }
 
     /// Which CPUs are there.
@@ -323,6 +351,7 @@ impl Platform {
         if let Some(mem) = &self.mem {
             all.push(mem.clone());
         }
+        all.extend(self.disks.subscribers());
         all
     }
 
@@ -363,6 +392,7 @@ impl Platform {
             let window = VirtioSlot::Mem.window();
             mmio.insert(window, mmio::WINDOW_LENGTH, mem.clone())?;
         }
+        self.disks.insert(&mut mmio)?;
         Ok((ports, mmio))
     }
 
@@ -423,7 +453,7 @@ fn restore_mem(
     Ok(MmioTransport::restore(mem, memory, interrupt, transport)?)
 }
 
-fn connect_doorbells<D: VirtioDevice>(
+pub(crate) fn connect_doorbells<D: VirtioDevice>(
     vm: &KvmVm,
     slot: VirtioSlot,
     transport: &MmioTransport<D>,
@@ -440,7 +470,7 @@ fn vsock_config(config: &VsockConfig) -> vsock::VsockConfig {
     }
 }
 
-fn line(vm: &KvmVm, gsi: u32) -> Result<Box<dyn IrqLine>, KvmError> {
+pub(crate) fn line(vm: &KvmVm, gsi: u32) -> Result<Box<dyn IrqLine>, KvmError> {
     Ok(Box::new(vm.interrupt_line(gsi)?))
 }
 

@@ -127,6 +127,7 @@ impl Premises {
             initrd: machine.initrd.clone(),
             cmdline: machine.cmdline.clone(),
             vsock: self.vsock(),
+            disks: Vec::new(),
         }
     }
 

@@ -139,6 +139,7 @@ fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
             let config = CloneConfig {
                 vsock: premises.vsock(),
                 generation: GenerationId::new(premises.identity.generation),
+                disks: Vec::new(),
             };
             let mut machine = Machine::restore(template.state(), template.memory(), &config)
                 .with_context(|| format!("Cannot restore template {}", plan.template))?;

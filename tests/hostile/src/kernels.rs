@@ -43,6 +43,7 @@ fn load(kernel: &[u8], initrd: Option<&[u8]>) {
             cid: 3,
             socket: PathBuf::new(),
         },
+        disks: Vec::new(),
     };
     let length = must(usize::try_from(memory.bytes()));
     let ram = must(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]));

@@ -42,6 +42,7 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
     let config = CloneConfig {
         vsock: vsock(directory),
         generation: GenerationId::new([7; 16]),
+        disks: Vec::new(),
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
     Machine::restore(&state, &Arc::new(memory), &config)
@@ -59,6 +60,7 @@ fn saved(directory: &Path) -> Sections {
         initrd: None,
         cmdline: String::new(),
         vsock: vsock(directory),
+        disks: Vec::new(),
     };
     let mut machine = must(Machine::boot(&config, MemoryBacking::Anonymous));
     Sections::of(&must(machine.freeze()).state)

@@ -146,7 +146,7 @@ fn event_device(aml: &mut Vec<u8>) {
 
 /// A virtio-mmio window. Distribution kernels find them only through ACPI.
 fn virtio(aml: &mut Vec<u8>, slot: VirtioSlot) {
-    let number = slot as u8;
+    let number = slot.number();
     #[expect(
         clippy::cast_possible_truncation,
         reason = "windows are below 4 GiB by layout"

@@ -187,6 +187,7 @@ mod tests {
                 cid: 3,
                 socket: "socket".into(),
             },
+            disks: Vec::new(),
         }
     }
 

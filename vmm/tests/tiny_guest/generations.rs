@@ -41,6 +41,7 @@ impl Line {
         let config = CloneConfig {
             vsock: self.bench.vsock(&format!("{}.sock", template.name())),
             generation: GenerationId::new([7; 16]),
+            disks: Vec::new(),
         };
         Machine::restore(template.state(), template.memory(), &config).unwrap()
     }
@@ -188,6 +189,7 @@ fn a_map_of_a_shorter_memory_is_refused_before_anything_runs() {
     let config = CloneConfig {
         vsock: line.bench.vsock("short.sock"),
         generation: GenerationId::new([7; 16]),
+        disks: Vec::new(),
     };
 
     let error = Machine::restore(short.state(), short.memory(), &config).unwrap_err();

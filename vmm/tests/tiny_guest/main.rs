@@ -89,6 +89,7 @@ impl Bench {
             initrd: None,
             cmdline: String::new(),
             vsock: self.vsock("boot.sock"),
+            disks: Vec::new(),
         }
     }
 
@@ -119,6 +120,7 @@ impl Bench {
         let config = CloneConfig {
             vsock: self.vsock(name),
             generation: GenerationId::new([7; 16]),
+            disks: Vec::new(),
         };
         let path = self.path("memory");
         let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
