@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::artifact::Artifact;
 use crate::checksum::{Checksum, ChecksumError};
+use crate::disk::DiskRecord;
 use crate::error::FileError;
 use crate::files;
 use crate::name::TemplateName;
@@ -32,7 +33,8 @@ pub const FILE_NAME: &str = "manifest.json";
 /// |---|---|
 /// | 1 | |
 /// | 2 | [`FileRecords::layers`]: it would take the memory file for all of the memory |
-pub const FORMAT: u32 = 2;
+/// | 3 | [`FileRecords::disks`]: it would start the guest without them |
+pub const FORMAT: u32 = 3;
 
 /// The most bytes a manifest may have.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -115,6 +117,9 @@ pub struct FileRecords {
     /// What of the memory is in files of other templates; nothing when the memory file has all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers: Option<LayerRecords>,
+    /// The disks, in the order of their slots: `disk-0`, `disk-1`, ...
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskRecord>,
 }
 
 impl FileRecords {
@@ -202,6 +207,16 @@ pub enum ManifestError {
         /// Its format.
         found: u32,
     },
+    /// Its content is that of another format.
+    #[error("{} is damaged: it says format {found}, its content has format {expected}", path.display())]
+    OtherFormat {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+        /// What it has.
+        expected: u32,
+    },
     /// A part of the envelope is missing.
     #[error("{} has no {field}, expected format, checksum and template", path.display())]
     MissingField {
@@ -276,7 +291,26 @@ impl Manifest {
                 expected,
             });
         }
-        serde_json::from_str(template).map_err(syntax)
+        let manifest: Self = serde_json::from_str(template).map_err(syntax)?;
+        // The checksum does not cover the format.
+        let expected = manifest.format();
+        if format != expected {
+            return Err(ManifestError::OtherFormat {
+                path: origin.to_path_buf(),
+                found: format,
+                expected,
+            });
+        }
+        Ok(manifest)
+    }
+
+    /// The oldest format that has all of it.
+    fn format(&self) -> u32 {
+        match &self.files {
+            files if !files.disks.is_empty() => 3,
+            files if files.layers.is_some() => 2,
+            _ => 1,
+        }
     }
 
     /// The CPUID the guest was given, in the shape its creator gave it.
@@ -296,7 +330,7 @@ impl Manifest {
     pub(crate) fn encode(&self) -> Result<String, serde_json::Error> {
         let template = serde_json::to_string_pretty(self)?;
         let checksum = Checksum::of(template.as_bytes());
-        let format = if self.files.layers.is_some() { 2 } else { 1 };
+        let format = self.format();
         Ok(format!(
             "{{\n\"format\": {format},\n\"checksum\": \"{checksum}\",\n\"template\": {template}\n}}\n"
         ))
@@ -351,6 +385,7 @@ mod tests {
                 },
                 digests: record,
                 layers: None,
+                disks: Vec::new(),
             },
         }
     }
@@ -400,6 +435,12 @@ mod tests {
         };
         assert_eq!(format(&sample()), 1);
         assert_eq!(format(&layered()), 2);
+        let mut with_slot = layered();
+        with_slot.files.disks.push(DiskRecord {
+            read_only: false,
+            content: None,
+        });
+        assert_eq!(format(&with_slot), 3);
     }
 
     #[test]
@@ -427,11 +468,11 @@ mod tests {
 
     #[test]
     fn newer_format_is_refused_whatever_else_is_in_it() {
-        let error = refused(r#"{"format": 3, "body": []}"#);
+        let error = refused(r#"{"format": 4, "body": []}"#);
 
         assert_eq!(
             error.to_string(),
-            "/s/manifest.json has manifest format 3, this build reads formats 1 to 2"
+            "/s/manifest.json has manifest format 4, this build reads formats 1 to 3"
         );
     }
 

@@ -25,7 +25,7 @@ pub(crate) fn inherit(parent: &MemoryLayers, file: &File, path: &Path) -> Result
         .flat_map(|chunk| chunk.data)
     {
         // Shares the data, too, where the file system can.
-        copy(&parent.file(extent.layer).file, file, extent.range)
+        copy_range(&parent.file(extent.layer).file, file, extent.range)
             .map_err(FileError::on("copy into", path))?;
     }
     Ok(())
@@ -57,7 +57,8 @@ fn write_zeros(file: &File, range: &Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-fn copy(parent: &File, file: &File, range: Range<u64>) -> io::Result<()> {
+/// Copies a range of a file to the same place in another.
+pub(crate) fn copy_range(parent: &File, file: &File, range: Range<u64>) -> io::Result<()> {
     let (mut from, mut to, end) = (range.start, range.start, range.end);
     while from < end {
         let left = usize::try_from(end - from).unwrap_or(usize::MAX);

@@ -89,6 +89,26 @@ pub enum StoreError {
         /// Bytes of its files that they keep on the disk.
         kept_bytes: u64,
     },
+    /// A disk's file has another length.
+    #[error("{} has {found} bytes, expected {expected}", path.display())]
+    DiskLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes.
+        found: u64,
+        /// Bytes according to the manifest.
+        expected: u64,
+    },
+    /// A disk is not as it was published.
+    #[error("{} was changed after it was published: checksum {found}, expected {expected}", path.display())]
+    DiskChanged {
+        /// The file.
+        path: PathBuf,
+        /// Checksum of what is there.
+        found: Checksum,
+        /// Checksum according to the manifest.
+        expected: Checksum,
+    },
     /// A file is whole, but another one than the manifest names.
     #[error("{} is not the file its manifest names: {found_size} bytes with checksum {found}, expected {expected_size} with {expected}", path.display())]
     Foreign {

@@ -17,6 +17,7 @@
 //! once.
 
 mod claim;
+mod disk_files;
 mod error;
 mod family;
 mod flatten;
@@ -42,6 +43,7 @@ use crate::manifest::Manifest;
 use crate::name::TemplateName;
 use remove::Children;
 
+pub use disk_files::TemplateDisk;
 pub use error::StoreError;
 pub use family::Family;
 pub use flatten::Flattened;

@@ -11,6 +11,7 @@ use rustix::fs::{fchmod, fstat, fstatvfs};
 use uuid::Uuid;
 
 use super::claim::ClaimedDirectory;
+use super::disk_files::PendingDisks;
 use super::inheritance::{Inheritance, Start};
 use super::memory_files::{modified, set_modified};
 use super::template::{STATE_NAME, Template};
@@ -32,6 +33,7 @@ pub struct PendingTemplate {
     memory: Arc<File>,
     memory_bytes: u64,
     inheritance: Option<Inheritance>,
+    disks: PendingDisks,
     directory: ClaimedDirectory,
 }
 
@@ -71,6 +73,7 @@ impl PendingTemplate {
             memory: Arc::new(memory),
             memory_bytes,
             inheritance: None,
+            disks: PendingDisks::default(),
             directory,
         })
     }
@@ -91,6 +94,26 @@ impl PendingTemplate {
         let (inheritance, start) = Inheritance::of(parent, dir, path, &self.memory)?;
         self.inheritance = Some(inheritance);
         Ok(start)
+    }
+
+    /// Makes the template's next disk: it has `length` bytes, and starts with what is in `from`. The file
+    /// is open for reading and writing, and belongs to the template from [`Self::publish`] on.
+    ///
+    /// # Errors
+    /// [`StoreError::File`] when it cannot be written, for example because the disk is full.
+    pub fn add_disk(
+        &mut self,
+        from: &File,
+        length: u64,
+        read_only: bool,
+    ) -> Result<Arc<File>, StoreError> {
+        let (dir, path) = (self.directory.fd(), self.directory.path());
+        self.disks.add(dir, path, from, length, read_only)
+    }
+
+    /// Makes the template's next disk a slot that a clone may fill.
+    pub fn add_disk_slot(&mut self) {
+        self.disks.add_empty();
     }
 
     /// Divides the memory into what stays the parent's and what is this template's own. Returns the ranges of
@@ -150,7 +173,7 @@ impl PendingTemplate {
 
     /// Fills it with all that is in a template, in one memory file, and hands on the directory.
     pub(super) fn copy_of(
-        self,
+        mut self,
         template: &Template,
     ) -> Result<(ClaimedDirectory, Manifest), StoreError> {
         let path = self.memory_path();
@@ -161,12 +184,15 @@ impl PendingTemplate {
         if let Some(&offset) = memory::damaged_chunks(&memory, &digests)?.first() {
             return Err(MemoryError::Changed { path, offset }.into());
         }
+        let (dir, to) = (self.directory.fd(), self.directory.path());
+        self.disks.add_all_of(dir, to, template)?;
         let mut manifest = template.manifest().clone();
         manifest.files = FileRecords {
             state: self.write_checked(STATE_NAME, template.state().as_bytes().to_vec())?,
             memory: self.finish_memory()?,
             digests: self.write_digests(&digests)?,
             layers: None,
+            disks: self.disks.finish()?,
         };
         self.write_manifest(&manifest)?;
         Ok((self.directory, manifest))
@@ -193,6 +219,7 @@ impl PendingTemplate {
             memory: self.finish_memory()?,
             digests: self.write_digests(&digests)?,
             layers: self.write_layers(&memory)?,
+            disks: self.disks.finish()?,
         })
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use super::disk_files::{self, TemplateDisk};
 use super::memory_files::MemoryFiles;
 use super::{StoreError, lock};
 use crate::files;
@@ -27,6 +28,7 @@ pub struct Template {
     manifest: Manifest,
     state: StateFile,
     memory: MemoryFiles,
+    disks: Vec<TemplateDisk>,
     /// Open for its shared lock, and to find the digests by.
     dir: OwnedFd,
 }
@@ -51,17 +53,28 @@ impl Template {
         let manifest = read_manifest(&dir, path, name)?;
         let state = read_state(&dir, path, &manifest.files.state, STATE_NAME)?;
         let memory = MemoryFiles::open(&dir, path, &manifest)?;
+        let records = manifest.files.disks.iter().enumerate();
+        let disks = records
+            .map(|(number, record)| disk_files::open(&dir, path, number, record))
+            .collect::<Result<Vec<_>, _>>()?;
         let template = Self {
             name: name.clone(),
             path: path.to_path_buf(),
             manifest,
             state,
             memory,
+            disks,
             dir,
         };
         if template.memory_check() == MemoryCheck::Content {
             template.verify_memory()?;
         }
+        let is_other = |disk: &&TemplateDisk| !disk.has_published_time();
+        template
+            .disks
+            .iter()
+            .filter(is_other)
+            .try_for_each(TemplateDisk::verify)?;
         Ok(template)
     }
 
@@ -93,6 +106,20 @@ impl Template {
     #[must_use]
     pub fn memory(&self) -> &Arc<MemoryLayers> {
         self.memory.layers()
+    }
+
+    /// The disks, in the order of their slots.
+    #[must_use]
+    pub fn disks(&self) -> &[TemplateDisk] {
+        &self.disks
+    }
+
+    /// Compares every byte of the disks with their checksums.
+    ///
+    /// # Errors
+    /// [`StoreError::DiskChanged`] for the first that differs.
+    pub fn verify_disks(&self) -> Result<(), StoreError> {
+        self.disks.iter().try_for_each(TemplateDisk::verify)
     }
 
     /// How the memory files were recognised.

@@ -4,9 +4,10 @@ use std::error::Error;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
 use super::memory_files::{self, MemoryFiles};
 use super::template::{self, STATE_NAME};
+use super::{StoreError, disk_files};
+use crate::disk;
 use crate::error::is_shortage;
 use crate::manifest::{self, Manifest};
 use crate::memory::{self, ChunkDigests, MemoryError};
@@ -85,7 +86,27 @@ pub(super) fn verify(path: &Path, name: &TemplateName) -> Result<VerifyReport, S
         report.chunks = digests.count();
         compare(&mut report, &memory, &digests)?;
     }
+    compare_disks(&mut report, &dir, path, &manifest)?;
     Ok(report)
+}
+
+/// Compares the disks with their checksums.
+fn compare_disks(
+    report: &mut VerifyReport,
+    dir: &OwnedFd,
+    path: &Path,
+    manifest: &Manifest,
+) -> Result<(), StoreError> {
+    for (number, record) in manifest.files.disks.iter().enumerate() {
+        let opened = unless_shortage(disk_files::open(dir, path, number, record))?;
+        let verified = opened.and_then(|disk| disk.verify().map(|()| disk));
+        match unless_shortage(verified)? {
+            Ok(disk) if disk.has_published_time() => {}
+            Ok(disk) => report.restamped |= disk.restamp(),
+            Err(error) => report.damaged(path.join(disk::file_name(number)), &error),
+        }
+    }
+    Ok(())
 }
 
 /// Opens the memory files; what is wrong with each goes to the report.

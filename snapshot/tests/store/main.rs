@@ -9,6 +9,7 @@ mod child;
 mod crash;
 mod damage;
 mod disk_full;
+mod disks;
 mod families;
 mod fixtures;
 mod flatten;
