@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args;
 use vmm::{MAX_VCPUS, MemorySize, VcpuCounts};
 
+use crate::disk_args::{DiskArgs, DiskSpec};
 use crate::error::usage;
 
 /// What the kernel is told when the user says nothing: where the console is, and to be quiet on
@@ -47,6 +48,8 @@ pub struct MachineArgs {
     /// Memory that the machine can grow to [default: four times --mem, at least 4G]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub max_mem: Option<MemorySize>,
+    #[command(flatten)]
+    pub disk_args: DiskArgs,
 }
 
 /// A machine to boot, every choice made and checked.
@@ -64,6 +67,10 @@ pub struct MachineSpec {
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
     pub cmdline: String,
+    /// Disks, with absolute paths.
+    pub disks: Vec<DiskSpec>,
+    /// Empty disk slots behind them.
+    pub disk_slots: u8,
 }
 
 impl MachineArgs {
@@ -91,6 +98,8 @@ impl MachineArgs {
                 "{memory} of memory (--mem) are more than the maximum of {max_memory} (--max-mem)"
             )));
         }
+        self.disk_args.check()?;
+        let disks = self.disk_args.disks.into_iter().map(DiskSpec::absolute);
         let absolute = |path: PathBuf| {
             std::path::absolute(&path).with_context(|| format!("Cannot use {}", path.display()))
         };
@@ -100,6 +109,8 @@ impl MachineArgs {
             max_memory,
             kernel: absolute(kernel)?,
             initrd: self.initrd.map(absolute).transpose()?,
+            disks: disks.collect::<anyhow::Result<_>>()?,
+            disk_slots: self.disk_args.disk_slots.unwrap_or(0),
             cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
         })
     }

@@ -10,6 +10,7 @@ mod commands;
 mod control;
 mod copy;
 mod cp;
+mod disk_args;
 mod env;
 mod error;
 mod exec;

@@ -6,7 +6,7 @@ use crate::kvm::KvmVm;
 use crate::layout::{MAX_DISKS, VirtioSlot};
 use crate::platform::{PlatformError, connect_doorbells, line, lock};
 use devices::bus::{Bus, Overlap};
-use devices::virtio::blk::{BLK_STATE_VERSION, Blk, BlkState, Image, Unsettled};
+use devices::virtio::blk::{BLK_STATE_VERSION, Blk, BlkState, Unsettled};
 use devices::virtio::mmio::{self, MmioTransport, SharedMemory};
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
 use snapshot::{StateError, StateFile, StateWriter, WriteError};
@@ -139,9 +139,15 @@ impl Disks {
     }
 
     /// What is on them, in the order of their slots. Does not change while the machine is paused.
-    pub(crate) fn images(&self) -> Vec<Image> {
-        let image = |disk: &Disk| lock(disk).device().image().clone();
-        self.0.iter().map(image).collect()
+    pub(crate) fn configs(&self) -> Vec<DiskConfig> {
+        let config = |disk: &Disk| {
+            let disk = lock(disk);
+            DiskConfig {
+                image: disk.device().image().clone(),
+                read_only: disk.device().is_read_only(),
+            }
+        };
+        self.0.iter().map(config).collect()
     }
 
     pub(crate) fn subscribers(&self) -> impl Iterator<Item = Subscriber> {

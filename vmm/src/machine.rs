@@ -1,7 +1,7 @@
 //! A running or paused machine: what its owner can do with it.
 
 use crate::Error;
-use crate::config::VcpuCounts;
+use crate::config::{DiskConfig, VcpuCounts};
 use crate::event_loop::EventLoop;
 use crate::hotplug_region::HotplugRegion;
 use crate::kvm::KvmVm;
@@ -12,7 +12,6 @@ use crate::stages::Stage;
 use crate::vcpu::{NewVcpu, Surroundings, Vcpu, VcpuId};
 use devices::console::Console;
 use devices::cpu_hotplug::Presence;
-use devices::virtio::blk::Image;
 use devices::virtio::mmio::SharedMemory;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -123,8 +122,8 @@ impl Machine {
 
     /// What is on the disks, in the order of their slots. Only a paused machine's do not change.
     #[must_use]
-    pub fn disk_images(&self) -> Vec<Image> {
-        self.platform.disk_images()
+    pub fn disks(&self) -> Vec<DiskConfig> {
+        self.platform.disks()
     }
 
     /// Whether [`Self::pause`] was the last of the two.

@@ -1,6 +1,6 @@
 //! The devices of a machine, connected to its buses, its interrupts and its event loop.
 
-use crate::config::{BootConfig, CloneConfig, VcpuCounts, VsockConfig};
+use crate::config::{BootConfig, CloneConfig, DiskConfig, VcpuCounts, VsockConfig};
 use crate::disks::{DiskError, Disks, DisksState};
 use crate::event_loop::Subscriber;
 use crate::hotplug_region::HotplugRegion;
@@ -19,7 +19,7 @@ use devices::irq::IrqLine;
 use devices::power::{self, AcpiPower, KeyboardReset};
 use devices::pvpanic::{self, PvPanic};
 use devices::serial::{self, SERIAL_STATE_VERSION, Serial, SerialError, SerialState};
-use devices::virtio::blk::{BlkError, Image, Unsettled};
+use devices::virtio::blk::{BlkError, Unsettled};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{
     MEM_STATE_VERSION, Mem, MemError, MemState, MemStateError, PlugMap, Region, RegionError,
@@ -292,8 +292,8 @@ impl Platform {
 
     /// What is on the disks, in the order of their slots.
     #[must_use]
-    pub fn disk_images(&self) -> Vec<Image> {
-        self.disks.images()
+    pub fn disks(&self) -> Vec<DiskConfig> {
+        self.disks.configs()
     }
 
     /// Which CPUs are there.

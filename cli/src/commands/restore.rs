@@ -9,6 +9,7 @@ use clap::Args;
 use snapshot::{StoreError, TemplateName};
 
 use crate::args::{Context, seconds};
+use crate::disk_args::DiskSpec;
 use crate::error::{FAILURE, Outcome, coded};
 use crate::id::VmId;
 use crate::machine_args::MachineArgs;
@@ -24,6 +25,8 @@ EXAMPLES:
     minivmm restore base --id web-1 --create --kernel guest/vmlinuz --initrd guest/initrd.img
   A clone that is larger than its template:
     minivmm restore base --id big-1 --cpus 4 --mem 2G
+  One with a disk in a slot that its template keeps free (--disk-slots):
+    minivmm restore base --disk data.img
   Start nothing unless every byte of the template is as it was published:
     minivmm restore base --verify
   A clone of a guest without an agent:
@@ -75,6 +78,8 @@ impl RestoreArgs {
         if self.create {
             self.create_if_missing(&mut context)?;
         }
+        let disks = self.machine.disk_args.disks.into_iter();
+        let disks = disks.map(DiskSpec::absolute);
         let plan = RestorePlan {
             id,
             template: self.name,
@@ -83,6 +88,7 @@ impl RestoreArgs {
                 cpus: self.machine.cpus,
                 memory: self.machine.mem,
             },
+            disks: disks.collect::<anyhow::Result<_>>()?,
             with_agent: !self.no_agent,
             timeout: self.timeout,
             keep: self.keep,
@@ -100,6 +106,7 @@ impl RestoreArgs {
             ("--cmdline", machine.cmdline.is_some()),
             ("--max-cpus", machine.max_cpus.is_some()),
             ("--max-mem", machine.max_mem.is_some()),
+            ("--disk-slots", machine.disk_args.disk_slots.is_some()),
         ];
         match given.iter().find(|(_, given)| *given && !self.create) {
             None => Ok(()),
@@ -111,7 +118,10 @@ impl RestoreArgs {
     }
 
     fn create_if_missing(&self, context: &mut Context) -> anyhow::Result<()> {
-        let machine = self.machine.clone().resolve()?;
+        let mut machine = self.machine.clone();
+        // They are the clone's, for the slots of the template.
+        machine.disk_args.disks.clear();
+        let machine = machine.resolve()?;
         if self.exists(context)? {
             return Ok(());
         }

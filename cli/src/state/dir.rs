@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use vmm::layout::MAX_DISKS;
 
 use crate::error::usage;
 use crate::id::VmId;
@@ -86,16 +87,23 @@ impl VmDir {
         self.path.join("vmm.log")
     }
 
-    /// Removes the sockets of a VM that has ended. They may be gone already.
+    /// The overlay of a disk: what the VM has written to it.
+    pub fn disk(&self, number: usize) -> PathBuf {
+        self.path.join(format!("disk-{number}"))
+    }
+
+    /// Removes the sockets and the overlays of a VM that has ended. They may be gone already.
     ///
     /// # Errors
     /// One of them cannot be removed.
-    pub fn remove_sockets(&self) -> anyhow::Result<()> {
-        for path in [
+    pub fn tidy(&self) -> anyhow::Result<()> {
+        let sockets = [
             self.control_socket(),
             self.vsock_socket(),
             self.console_socket(),
-        ] {
+        ];
+        let overlays = (0..MAX_DISKS.into()).map(|number| self.disk(number));
+        for path in sockets.into_iter().chain(overlays) {
             match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("Cannot remove {}", path.display()));

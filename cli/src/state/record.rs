@@ -44,6 +44,36 @@ pub struct Record {
     /// What was done to its template while it ran.
     #[serde(default)]
     pub template_damage: Option<String>,
+    /// Its disks, in the order of their slots.
+    #[serde(default)]
+    pub disks: Vec<DiskEntry>,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+pub struct DiskEntry {
+    /// Where its bytes are.
+    pub kind: DiskKind,
+    /// The file, where it is the VM's own.
+    pub path: Option<PathBuf>,
+    /// Length in bytes.
+    pub size_bytes: u64,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+}
+
+/// Where the bytes of a disk are.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskKind {
+    /// In a file or device of the user's.
+    File,
+    /// In the template, and what the VM writes in its own directory.
+    Overlay,
+    /// In the template.
+    Template,
+    /// Nowhere: a slot without a disk.
+    Empty,
 }
 
 /// How a VM came to be.
@@ -175,6 +205,7 @@ impl Record {
             state: State::Starting,
             end: None,
             template_damage: None,
+            disks: Vec::new(),
         }
     }
 

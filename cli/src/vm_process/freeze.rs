@@ -8,6 +8,7 @@ use snapshot::{Artifact, FileError, GuestSpec, HostInfo, PendingTemplate, Store,
 use vmm::{FrozenMachine, Machine, MemoryBacking};
 
 use super::bring_up::{Ask, BringUp};
+use super::disks;
 use super::link::{Message, VmEnd};
 use super::plan::{CreatePlan, Created};
 use super::premises::{MovedIn, Premises, Running, Setup, abandon, fail};
@@ -31,7 +32,7 @@ const FULL_DISK_BYTES: u64 = 1 << 20;
 
 /// Makes the template and returns the exit code.
 pub fn create(plan: CreatePlan, setup: Setup, link: VmEnd) -> u8 {
-    let (pending, claim) = match claim(&plan, &setup) {
+    let (mut pending, claim) = match claim(&plan, &setup) {
         Ok(claimed) => claimed,
         Err(error) => return fail(&link, &error),
     };
@@ -40,7 +41,7 @@ pub fn create(plan: CreatePlan, setup: Setup, link: VmEnd) -> u8 {
         MovedIn::Ready(premises) => premises,
         MovedIn::Failed { claim, link, error } => return abandon(claim, &link, &error),
     };
-    let started = boot(&plan, &pending, &mut premises)
+    let started = boot(&plan, &mut pending, &mut premises)
         .and_then(|running| Ok((running, start_digests(&plan)?)));
     let (running, digests) = match started {
         Ok(started) => started,
@@ -96,12 +97,19 @@ fn describe_guest(machine: &MachineSpec, digests: &Digests) -> anyhow::Result<Gu
 
 fn boot(
     plan: &CreatePlan,
-    pending: &PendingTemplate,
+    pending: &mut PendingTemplate,
     premises: &mut Premises,
 ) -> anyhow::Result<Running> {
     premises.record.template = Some(plan.name.to_string());
     premises.record.cpus = plan.machine.cpus.boot();
     premises.record.memory_bytes = plan.machine.memory.bytes();
+    if !plan.machine.disks.is_empty() {
+        premises
+            .link
+            .send(&Message::Step("Copying disks".to_owned()));
+    }
+    let (disks, entries) = disks::of_pending(&plan.machine, pending)?;
+    premises.record.disks = entries;
     premises.record.write(premises.claim.dir())?;
     premises
         .link
@@ -113,7 +121,7 @@ fn boot(
         .map(Arc::new)
         .context("No descriptors left")?;
     let bring_up = BringUp::await_boot(premises.claim.dir())?;
-    let config = premises.boot_config(&plan.machine);
+    let config = premises.boot_config(&plan.machine, disks);
     let mut machine = Machine::boot(&config, MemoryBacking::Shared(memory))?;
     premises.mark_stages(&machine);
     machine.resume();

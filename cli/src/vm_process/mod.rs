@@ -11,6 +11,7 @@
 //! | [`session`] | VM process | the poll loop: serves the machine from its first instruction to its end |
 //! | [`bring_up`] | VM process | from running vCPUs to an agent that has answered |
 //! | [`console`] | VM process | `console.sock` and `console.log` |
+//! | [`disks`] | VM process | the user's disks, the template's, and overlays |
 //! | [`snapshot`], [`snapshotting`] | VM process | makes a template of a machine in use, which goes on |
 //! | [`resizing`], [`stopping`] | VM process | what else may be asked of a machine in use |
 //! | [`freeze`] | VM process | makes a machine that is up a template |
@@ -18,6 +19,7 @@
 
 mod bring_up;
 mod console;
+mod disks;
 mod fork;
 mod freeze;
 pub mod launch;

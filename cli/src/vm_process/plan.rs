@@ -8,6 +8,7 @@ use snapshot::TemplateName;
 
 use super::sizing::{SizeReport, Target};
 use crate::agent::Hook;
+use crate::disk_args::DiskSpec;
 use crate::id::VmId;
 use crate::machine_args::MachineSpec;
 use crate::timeline::Step;
@@ -48,6 +49,8 @@ pub struct RestorePlan {
     pub store: PathBuf,
     /// What it is to have; the template's where it does not say.
     pub size: Target,
+    /// Disks for the template's empty slots.
+    pub disks: Vec<DiskSpec>,
     /// An agent is expected in the guest.
     pub with_agent: bool,
     /// How long the agent may take.

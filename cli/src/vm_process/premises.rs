@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vmm::{BootConfig, Machine, MemoryFaults, VsockConfig};
+use vmm::{BootConfig, DiskConfig, Machine, MemoryFaults, VsockConfig};
 
 use super::bring_up::BringUp;
 use super::console::ConsoleHub;
@@ -118,7 +118,7 @@ impl Premises {
     }
 
     /// The machine to boot in this VM.
-    pub fn boot_config(&self, machine: &MachineSpec) -> BootConfig {
+    pub fn boot_config(&self, machine: &MachineSpec, disks: Vec<DiskConfig>) -> BootConfig {
         BootConfig {
             cpus: machine.cpus,
             memory: machine.memory,
@@ -127,7 +127,7 @@ impl Premises {
             initrd: machine.initrd.clone(),
             cmdline: machine.cmdline.clone(),
             vsock: self.vsock(),
-            disks: Vec::new(),
+            disks,
         }
     }
 

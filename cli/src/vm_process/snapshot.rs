@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use snapshot::{Artifact, GuestSpec, PendingTemplate, Start, Store, Template, TemplateName};
-use vmm::{FrozenMachine, Machine, MemoryRequest};
+use vmm::{DiskConfig, FrozenMachine, Machine, MemoryRequest};
 
+use super::disks::SnapshotDisks;
 use super::freeze::template_spec;
 use super::snapshotting::Hold;
 use crate::background::Background;
@@ -30,6 +31,7 @@ pub enum Origin {
 #[derive(Debug)]
 pub struct Opened {
     pending: PendingTemplate,
+    disks: SnapshotDisks,
     /// Why the parent's memory had to be copied, if it had.
     copied_because: Option<String>,
 }
@@ -60,6 +62,7 @@ pub struct Copied {
 /// The name is taken, or the disk is full.
 pub fn open(
     memory_file_bytes: u64,
+    disks: &[DiskConfig],
     origin: &Origin,
     store: &Path,
     name: &TemplateName,
@@ -67,8 +70,10 @@ pub fn open(
     let mut pending = Store::open(store)?.create(name, memory_file_bytes)?;
     // The parent does not change.
     let copied_because = start(&mut pending, origin)?;
+    let disks = SnapshotDisks::open(disks, &mut pending)?;
     Ok(Opened {
         pending,
+        disks,
         copied_because,
     })
 }
@@ -83,6 +88,7 @@ impl Copying {
         let frozen = machine.freeze()?;
         let own = machine.own_memory()?;
         let memory = machine.memory_source();
+        let disks = machine.disks();
         let given_up = Arc::new(AtomicBool::new(false));
         let is_given_up = given_up.clone();
         let copy = move || {
@@ -93,6 +99,7 @@ impl Copying {
                     let path = opened.pending.memory_path();
                     format!("Cannot write {}", path.display())
                 })?;
+            opened.disks.finish(&disks)?;
             Ok(opened)
         };
         Ok(Self {
@@ -152,6 +159,7 @@ pub fn publish(copied: Copied, origin: Origin, hold: Option<Hold>) -> anyhow::Re
     let Copied {
         opened: Opened {
             pending,
+            disks: _,
             copied_because,
         },
         frozen,

@@ -133,7 +133,8 @@ impl Session {
         let name: TemplateName = name.parse()?;
         let (store, origin) = (store.to_owned(), self.origin.clone());
         let memory_file_bytes = self.machine.memory_file_bytes();
-        let open = move || snapshot::open(memory_file_bytes, &origin, &store, &name);
+        let disks = self.machine.disks();
+        let open = move || snapshot::open(memory_file_bytes, &disks, &origin, &store, &name);
         let stage = Stage::Opening(Background::start("open", open)?, hold);
         self.snapshotting = Some(Snapshotting { client, stage });
         Ok(())

@@ -18,7 +18,7 @@ use super::session::{Finish, Session, Start};
 use super::sizing::{NotReached, Sizing};
 use super::snapshot::Origin;
 use super::template_watch::TemplateWatch;
-use super::{fork, freeze};
+use super::{disks, fork, freeze};
 use crate::agent::{HookFailed, PROMPT};
 use crate::commands::restore::check_size;
 use crate::error::{FAILURE, coded, describe, exit_code};
@@ -92,7 +92,9 @@ fn boot(plan: BootPlan, setup: Setup, link: VmEnd) -> u8 {
             premises
                 .link
                 .send(&Message::Step("Booting the guest".to_owned()));
-            let config = premises.boot_config(&plan.machine);
+            let (disks, entries) = disks::of_user(&plan.machine)?;
+            premises.record.disks = entries;
+            let config = premises.boot_config(&plan.machine, disks);
             let bring_up = if plan.with_agent {
                 BringUp::await_boot(premises.claim.dir())?
             } else {
@@ -136,10 +138,12 @@ fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
         |premises| {
             premises.timeline.mark("template open");
             note_template(premises, &plan.template, &template)?;
+            let (disks, entries) = disks::of_clone(&template, premises.claim.dir(), &plan.disks)?;
+            premises.record.disks = entries;
             let config = CloneConfig {
                 vsock: premises.vsock(),
                 generation: GenerationId::new(premises.identity.generation),
-                disks: Vec::new(),
+                disks,
             };
             let mut machine = Machine::restore(template.state(), template.memory(), &config)
                 .with_context(|| format!("Cannot restore template {}", plan.template))?;
@@ -221,10 +225,14 @@ fn acquire(plan: &mut RestorePlan, link: &VmEnd) -> anyhow::Result<Template> {
         let has = size(guest.memory_bytes)?..=size(guest.max_memory_bytes)?;
         check_size(name, "mem", has, memory)?;
     }
+    disks::check_slots(&template, &plan.disks)?;
     // One whose file times are not the published ones was compared when it was opened.
     if plan.verify && template.memory_check() == MemoryCheck::Stamp {
         link.send(&Message::Step(format!("Verifying {name}")));
         template.verify_memory()?;
+    }
+    if plan.verify {
+        template.verify_disks()?;
     }
     // What the template has already is not asked for.
     let memory = |memory: &MemorySize| memory.bytes() != guest.memory_bytes;
@@ -290,11 +298,7 @@ fn end(mut session: Session, finish: Finish, claim: Claim, remove: bool) -> u8 {
     let link = session.link.take();
     let dir = session.dir.clone();
     session.dispose();
-    let tidied = if remove {
-        claim.remove()
-    } else {
-        dir.remove_sockets()
-    };
+    let tidied = if remove { claim.remove() } else { dir.tidy() };
     if let Err(error) = tidied {
         tracing::error!("{error:#}");
     }

@@ -3,22 +3,23 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 
 use super::data_in;
-use crate::error::FileError;
 use crate::memory::copy_range;
 
 /// Gives `to`, which has the disk's length and is empty, what is on a disk; holes stay holes.
-pub(crate) fn copy(from: &File, to: &File, path: &Path, length: u64) -> Result<(), FileError> {
+///
+/// # Errors
+/// The file cannot be written, for example because the disk is full.
+pub fn copy(from: &File, to: &File, length: u64) -> io::Result<()> {
     let is_regular = from.metadata().is_ok_and(|from| from.is_file());
     if is_regular && ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
-    for range in data_in(from, path, length)? {
-        copy_range(from, to, range).map_err(FileError::on("copy into", path))?;
+    for range in data_in(from, length)? {
+        copy_range(from, to, range)?;
     }
     Ok(())
 }
@@ -44,7 +45,7 @@ pub fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<
 
 /// The parts of a range with data; all of it when the file does not tell.
 fn data_within(file: &File, range: &Range<u64>) -> Vec<Range<u64>> {
-    let Ok(all) = data_in(file, Path::new(""), range.end) else {
+    let Ok(all) = data_in(file, range.end) else {
         return vec![range.clone()];
     };
     let cut = |part: Range<u64>| part.start.max(range.start)..part.end.min(range.end);
@@ -78,7 +79,7 @@ mod tests {
     fn whole_disk_is_copied() {
         let from = file(&[(0, 1), (500_000, 2), (LENGTH - 4096, 3)]);
         let to = file(&[]);
-        copy(&from, &to, Path::new("disk"), LENGTH).unwrap();
+        copy(&from, &to, LENGTH).unwrap();
         assert_eq!(content(&from), content(&to));
     }
 

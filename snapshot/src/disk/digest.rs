@@ -19,7 +19,7 @@ pub(crate) fn digest(file: &File, path: &Path, length: u64) -> Result<Checksum, 
     let mut hasher = XxHash3_64::with_seed(0);
     let mut buffer = vec![0; usize::try_from(BLOCK).unwrap_or_default()];
     let mut next = 0;
-    for range in data_in(file, path, length)? {
+    for range in data_in(file, length).map_err(FileError::on("find data in", path))? {
         let mut start = (range.start / BLOCK * BLOCK).max(next);
         while start < range.end {
             let size = usize::try_from(BLOCK.min(length - start)).unwrap_or(buffer.len());

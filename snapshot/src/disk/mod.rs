@@ -4,19 +4,16 @@ mod copy;
 mod digest;
 mod record;
 
-pub(crate) use copy::copy;
-pub use copy::copy_ranges;
+pub use copy::{copy, copy_ranges};
 pub(crate) use digest::digest;
 pub use record::{DiskContent, DiskRecord};
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-
-use crate::error::FileError;
 
 /// Name of a disk's file in a template's directory.
 pub(crate) fn file_name(number: usize) -> String {
@@ -25,7 +22,7 @@ pub(crate) fn file_name(number: usize) -> String {
 
 /// The parts of a disk of `length` bytes in which a file has data. One that does not tell has data
 /// everywhere, a block device for one.
-fn data_in(file: &File, path: &Path, length: u64) -> Result<Vec<Range<u64>>, FileError> {
+fn data_in(file: &File, length: u64) -> io::Result<Vec<Range<u64>>> {
     let mut ranges = Vec::new();
     let mut position = 0;
     while position < length {
@@ -35,9 +32,9 @@ fn data_in(file: &File, path: &Path, length: u64) -> Result<Vec<Range<u64>>, Fil
             Err(Errno::INVAL) if ranges.is_empty() => {
                 return Ok(std::iter::once(0..length).collect());
             }
-            Err(errno) => return Err(FileError::on("find data in", path)(errno)),
+            Err(errno) => return Err(errno.into()),
         };
-        let end = seek(file, SeekFrom::Hole(start)).map_err(FileError::on("find data in", path))?;
+        let end = seek(file, SeekFrom::Hole(start))?;
         let end = end.min(length);
         if end <= start {
             break;

@@ -110,12 +110,12 @@ impl PendingDisks {
         });
     }
 
-    /// Makes the next disk, which starts as `from`.
+    /// Makes the next disk, which starts as `from`, or empty.
     pub(super) fn add(
         &mut self,
         dir: &OwnedFd,
         path: &Path,
-        from: &File,
+        from: Option<&File>,
         length: u64,
         read_only: bool,
     ) -> Result<Arc<File>, StoreError> {
@@ -123,7 +123,9 @@ impl PendingDisks {
         let path = path.join(&name);
         let file = files::create_at(dir.as_fd(), &name, &path)?;
         ftruncate(&file, length).map_err(FileError::on("set the length of", &path))?;
-        disk::copy(from, &file, &path, length)?;
+        if let Some(from) = from {
+            disk::copy(from, &file, length).map_err(FileError::on("copy into", &path))?;
+        }
         let file = Arc::new(file);
         self.0.push(PendingDisk {
             read_only,
@@ -142,7 +144,7 @@ impl PendingDisks {
         for disk in template.disks() {
             match (&disk.file, &disk.record.content) {
                 (Some(file), Some(content)) => {
-                    self.add(dir, path, file, content.size, disk.record.read_only)?;
+                    self.add(dir, path, Some(file), content.size, disk.record.read_only)?;
                 }
                 _ => self.add_empty(),
             }

@@ -96,14 +96,14 @@ impl PendingTemplate {
         Ok(start)
     }
 
-    /// Makes the template's next disk: it has `length` bytes, and starts with what is in `from`. The file
+    /// Makes the template's next disk: it has `length` bytes, and starts with what is in `from`, if anything. The file
     /// is open for reading and writing, and belongs to the template from [`Self::publish`] on.
     ///
     /// # Errors
     /// [`StoreError::File`] when it cannot be written, for example because the disk is full.
     pub fn add_disk(
         &mut self,
-        from: &File,
+        from: Option<&File>,
         length: u64,
         read_only: bool,
     ) -> Result<Arc<File>, StoreError> {

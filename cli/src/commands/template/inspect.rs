@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use snapshot::manifest::LayerRecord;
-use snapshot::{Family, Manifest, TemplateName};
+use snapshot::{DiskRecord, Family, Manifest, TemplateName};
 
 use crate::args::Context;
 use crate::error::{Outcome, SUCCESS};
@@ -101,6 +101,7 @@ fn print(manifest: &Manifest, family: &Family) -> anyhow::Result<()> {
         ("On disk", output::size(manifest.files.memory.allocated)),
         ("Shared", shared(manifest)),
         ("Needed by", needed_by(family)),
+        ("Disks", disks(manifest)),
         ("Kernel", guest.kernel.path.display().to_string()),
         ("Initrd", initrd),
         ("Command line", guest.cmdline.clone()),
@@ -125,6 +126,24 @@ fn shared(manifest: &Manifest) -> String {
     }
     let all = output::size(manifest.files.shared_bytes());
     format!("{all} in {} layers: {}", below.len(), below.join(", "))
+}
+
+/// The disks, in the order of their slots.
+fn disks(manifest: &Manifest) -> String {
+    let disk = |disk: &DiskRecord| match &disk.content {
+        None => "an empty slot".to_owned(),
+        Some(content) => format!(
+            "{}{}, {} on disk",
+            output::size(content.size),
+            if disk.read_only { " read-only" } else { "" },
+            output::size(content.allocated)
+        ),
+    };
+    let disks: Vec<_> = manifest.files.disks.iter().map(disk).collect();
+    if disks.is_empty() {
+        return "none".to_owned();
+    }
+    disks.join("; ")
 }
 
 fn needed_by(family: &Family) -> String {

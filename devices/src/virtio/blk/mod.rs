@@ -136,6 +136,12 @@ impl Blk {
         }
     }
 
+    /// The driver was told that it cannot write.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.is_read_only
+    }
+
     /// The content.
     #[must_use]
     pub fn image(&self) -> &Image {
