@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 pub use error::Error;
 pub use manifest::{FILE_NAME as MANIFEST_FILE, GuestManifest, ModuleRecord, SourceRecord};
-pub use modules::DEFAULT_MODULES;
+pub use modules::{DEFAULT_MODULES, DISK_MODULES};
 
 use initramfs::Initramfs;
 use publish::Staging;
@@ -51,7 +51,7 @@ pub struct BuildOptions {
     pub busybox: Option<PathBuf>,
     /// A directory whose content is laid over the root file system.
     pub overlay: Option<PathBuf>,
-    /// Modules to load besides [`DEFAULT_MODULES`].
+    /// Modules to load besides [`DEFAULT_MODULES`] and [`DISK_MODULES`].
     pub extra_modules: Vec<String>,
     /// The directory to make, or to replace when it holds a guest already.
     pub output: PathBuf,
@@ -96,6 +96,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Step)) -> Result<B
     progress(Step::ReadKernel(options.kernel.clone()));
     let wanted = modules::wanted(&options.extra_modules);
     let mut kernel = KernelSource::open(&options.kernel, options.modules.as_deref(), &wanted)?;
+    let wanted = modules::without_missing(wanted, &options.extra_modules, &kernel);
     let modules = modules::resolve(&wanted, &mut kernel)?;
 
     progress(Step::ExtractKernel(kernel.version.clone()));

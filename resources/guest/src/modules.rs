@@ -17,6 +17,9 @@ pub const DEFAULT_MODULES: [&str; 4] = [
     "pvpanic_mmio",
 ];
 
+/// What disks need. A kernel without them makes a guest without disks.
+pub const DISK_MODULES: [&str; 3] = ["virtio_blk", "crc32c_generic", "ext4"];
+
 /// A module as the guest gets it, decompressed.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Module {
@@ -41,11 +44,12 @@ pub fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The default modules and the others that were asked for, each once.
+/// The default modules, those for disks, and the others that were asked for, each once.
 pub fn wanted(extra: &[String]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for name in DEFAULT_MODULES
         .into_iter()
+        .chain(DISK_MODULES)
         .chain(extra.iter().map(String::as_str))
     {
         let name = canonical(name);
@@ -54,6 +58,20 @@ pub fn wanted(extra: &[String]) -> Vec<String> {
         }
     }
     names
+}
+
+/// Leaves out modules for disks that nobody asked for and the kernel does not have.
+pub fn without_missing(
+    wanted: Vec<String>,
+    extra: &[String],
+    kernel: &KernelSource,
+) -> Vec<String> {
+    let is_optional = |name: &String| {
+        DISK_MODULES.contains(&name.as_str()) && !extra.iter().any(|e| canonical(e) == *name)
+    };
+    let mut wanted = wanted;
+    wanted.retain(|name| !is_optional(name) || kernel.has_module(name));
+    wanted
 }
 
 /// The wanted modules and all that they need, in loading order. What is built in is left out.
@@ -168,9 +186,11 @@ mod tests {
 
     #[test]
     fn names_are_the_same_with_dashes() {
-        let wanted = wanted(&["pvpanic-mmio".to_owned(), "ext4".to_owned()]);
-        assert_eq!(wanted.len(), DEFAULT_MODULES.len() + 1);
-        assert_eq!(wanted.last().unwrap(), "ext4");
+        let extra = ["pvpanic-mmio".to_owned(), "xfs".to_owned()];
+        let wanted = wanted(&extra);
+        let defaults = DEFAULT_MODULES.len() + DISK_MODULES.len();
+        assert_eq!(wanted.len(), defaults + 1);
+        assert_eq!(wanted.last().unwrap(), "xfs");
     }
 
     #[test]

@@ -15,10 +15,16 @@ use support::{module_order, options, run};
 
 /// Sorted, and apart from it what has to come before what: the order of those that need nothing
 /// differs from kernel to kernel.
-const ALL_AS_MODULES: [&str; 9] = [
+const ALL_AS_MODULES: [&str; 15] = [
+    "crc16",
+    "crc32c_generic",
+    "ext4",
+    "jbd2",
+    "mbcache",
     "pvpanic",
     "pvpanic_mmio",
     "virtio",
+    "virtio_blk",
     "virtio_mem",
     "virtio_mmio",
     "virtio_ring",
@@ -27,7 +33,11 @@ const ALL_AS_MODULES: [&str; 9] = [
     "vsock",
 ];
 
-const NEEDS: [(&str, &str); 8] = [
+const NEEDS: [(&str, &str); 12] = [
+    ("ext4", "jbd2"),
+    ("ext4", "mbcache"),
+    ("ext4", "crc32c_generic"),
+    ("virtio_blk", "virtio"),
     ("pvpanic_mmio", "pvpanic"),
     ("virtio_mmio", "virtio"),
     ("virtio_mmio", "virtio_ring"),
@@ -40,6 +50,9 @@ const NEEDS: [(&str, &str); 8] = [
         "vmw_vsock_virtio_transport_common",
     ),
 ];
+
+/// Cloud kernels have it built in.
+const EXT4: [&str; 5] = ["crc16", "crc32c_generic", "ext4", "jbd2", "mbcache"];
 
 fn package(name: &str) -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -77,13 +90,14 @@ fn build(name: &str, built_in: &[&str]) {
 
 #[test]
 fn cloud_kernel_6_1_with_lz4() {
-    build("linux-image-cloud-amd64", &[]);
+    build("linux-image-cloud-amd64", &EXT4);
 }
 
 #[test]
 fn cloud_kernel_6_12_with_zstd_and_compressed_modules() {
     // This one has virtio itself built in.
-    build("linux-image-6.12-cloud-amd64", &["virtio", "virtio_ring"]);
+    let built_in = [&EXT4[..], &["virtio", "virtio_ring"]].concat();
+    build("linux-image-6.12-cloud-amd64", &built_in);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! Without it, what runs in the template runs in every clone until the host's first call is
 //! answered, with the template's random numbers, time and host name. The kernel's cgroup freezer
 //! does it unseen by the processes. Kernel threads go on, and with `minivmm.no_hold` on the kernel's
-//! command line everything does.
+//! command line everything does. File systems on disks are brought to rest meanwhile.
 //!
 //! A guest that is saved while it is in use goes on itself. There the processes are held for as long
 //! as the connection lives over which that was asked: whatever becomes of the host's side, they are
@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::file_systems::FileSystems;
 use crate::error::Error;
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -37,6 +38,8 @@ const ROUNDS: usize = 16;
 pub struct Held {
     /// Their `cgroup.freeze`, open, so that a clone has to find nothing.
     switches: Vec<(PathBuf, File)>,
+    /// At rest while nothing runs that could write to them.
+    file_systems: FileSystems,
     since: Option<Instant>,
     holder: Option<Holder>,
 }
@@ -113,6 +116,7 @@ impl Held {
         self.switches
             .iter()
             .try_for_each(|(cgroup, _)| wait_until_frozen(cgroup, deadline))?;
+        self.file_systems.freeze();
         Ok(true)
     }
 
@@ -120,6 +124,7 @@ impl Held {
     /// cgroup or more do not go on.
     pub fn release(&mut self) -> Result<Duration, Error> {
         self.holder = None;
+        self.thaw_file_systems();
         let held = self.since.take().map(|since| since.elapsed());
         let mut result = Ok(held.unwrap_or_default());
         for (cgroup, mut switch) in self.switches.drain(..) {
@@ -128,6 +133,11 @@ impl Held {
             }
         }
         result
+    }
+
+    /// Lets file systems go on before the processes do, for what changes files first.
+    pub fn thaw_file_systems(&mut self) {
+        self.file_systems.thaw();
     }
 
     /// What the guest itself holds is left to it.

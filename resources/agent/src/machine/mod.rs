@@ -3,6 +3,7 @@
 pub mod boot_id;
 pub mod clock;
 pub mod entropy;
+pub mod file_systems;
 pub mod hold;
 pub mod hooks;
 pub mod host_names;

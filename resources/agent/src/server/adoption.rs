@@ -20,6 +20,7 @@ pub fn adopt(
     machine
         .entropy
         .reseed(&[&request.entropy[..], &request.generation_id[..]].concat())?;
+    machine.held.thaw_file_systems();
     if request.realtime_ns != 0 {
         clock::set_realtime(request.realtime_ns)?;
     }
