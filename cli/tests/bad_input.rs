@@ -47,6 +47,39 @@ fn wrong_values_name_their_option_and_what_is_expected() {
 }
 
 #[test]
+fn wrong_disks_are_named_with_what_is_expected() {
+    let sandbox = Sandbox::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("odd"), [0; 513]).unwrap();
+    std::fs::write(path("good"), [0; 512]).unwrap();
+    let good = std::fs::File::open(path("good")).unwrap();
+    good.lock().unwrap();
+    for (disk, part) in [
+        (path("none"), "does not exist"),
+        (path(""), "is a directory"),
+        (path("odd"), "513 bytes, expected a multiple of 512"),
+        (path("good"), "in use by another VM"),
+        (
+            format!("{},readonly", path("good")),
+            "in use by a VM that writes to it",
+        ),
+        ("/dev/zero".to_owned(), "no regular file"),
+    ] {
+        let ended = sandbox.run(&["run", "--kernel", "k", "--disk", &disk]);
+        ended.assert_failed(FAILURE, &["Disk ", part]);
+        let create = ["template", "create", "t", "--kernel", "k", "--disk", &disk];
+        let ended = sandbox.run(&create);
+        let part = part.replace("in use by another VM", "in use by a VM that writes to it");
+        ended.assert_failed(FAILURE, &["Disk ", &part]);
+    }
+    sandbox.assert_empty();
+    assert_usage_error("run --kernel k --disk a,ro", &["--disk", "PATH,readonly"]);
+    assert_usage_error("run --kernel k --disk-slots 7", &["--disk-slots", "6"]);
+    assert_usage_error("restore base --disk-slots 1", &["--disk-slots", "--create"]);
+}
+
+#[test]
 fn wrong_command_lines_are_usage_errors() {
     assert_usage_error("run", &["--kernel FILE is required", "guest build"]);
     assert_usage_error("run --kernel k --cpus 4 --max-cpus 2", &["--max-cpus"]);
