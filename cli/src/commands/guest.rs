@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
-use guest::{BuildOptions, BuiltGuest, Step};
+use guest::{BuildOptions, BuiltGuest, Choice, RootOptions, Step};
 use serde::Serialize;
+use vmm::MemorySize;
 
 use crate::args::Context;
 use crate::background::Background;
@@ -20,7 +21,10 @@ EXAMPLES:
     apt-get download linux-image-6.1.0-56-cloud-amd64
     minivmm guest build --kernel linux-image-*.deb --busybox /usr/bin/busybox -o guest
   With files of your own, such as programs in etc/minivmm/on-clone.d, which run in every clone:
-    minivmm guest build --kernel linux-image-*.deb --overlay my-files -o guest";
+    minivmm guest build --kernel linux-image-*.deb --overlay my-files -o guest
+  With a root file system on a disk, from an image, a tar or a directory (as root):
+    docker save alpine:3.20 -o alpine.tar
+    minivmm guest build --kernel linux-image-*.deb --image alpine.tar -o guest";
 
 /// The agent's file name, which is looked for beside this program.
 const AGENT_NAME: &str = "minivmm-agent";
@@ -60,6 +64,16 @@ pub struct BuildArgs {
     /// Module to load besides those for the VM's devices; may be repeated
     #[arg(long = "module", value_name = "NAME")]
     extra_modules: Vec<String>,
+    /// What to make a disk with the root file system from: a directory, a tar, an OCI image layout
+    /// (directory or tar) or an archive of 'docker save'
+    #[arg(long, value_name = "PATH")]
+    image: Option<PathBuf>,
+    /// Which of several images to take
+    #[arg(long, value_name = "NAME", requires = "image")]
+    image_tag: Option<String>,
+    /// Room on the disk beyond what is in the image
+    #[arg(long, value_name = "SIZE", requires = "image", default_value = "512M")]
+    free: MemorySize,
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
@@ -71,6 +85,8 @@ struct Built<'a> {
     vmlinuz: &'a Path,
     vmlinux: &'a Path,
     initrd: &'a Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    root: Option<&'a Path>,
     manifest: &'a guest::GuestManifest,
 }
 
@@ -92,10 +108,12 @@ impl BuildArgs {
                 vmlinuz: &guest.vmlinuz,
                 vmlinux: &guest.vmlinux,
                 initrd: &guest.initrd,
+                root: guest.root.as_deref(),
                 manifest: &guest.manifest,
             })?;
         } else {
-            for file in [&guest.vmlinuz, &guest.vmlinux, &guest.initrd] {
+            let always = [&guest.vmlinuz, &guest.vmlinux, &guest.initrd];
+            for file in always.into_iter().chain(&guest.root) {
                 output::line(file.display())?;
             }
         }
@@ -113,6 +131,13 @@ impl BuildArgs {
             busybox: self.busybox,
             overlay: self.overlay,
             extra_modules: self.extra_modules,
+            root: self.image.map(|image| RootOptions {
+                image,
+                choice: Choice {
+                    tag: self.image_tag,
+                },
+                free_bytes: self.free.bytes(),
+            }),
             output: self.output,
         })
     }
@@ -156,6 +181,9 @@ fn describe(step: &Step) -> String {
         Step::ReadKernel(path) => format!("Reading {}", path.display()),
         Step::ExtractKernel(version) => format!("Decompressing the kernel {version}"),
         Step::WriteInitramfs(modules) => format!("Writing an initramfs with {modules} modules"),
+        Step::ReadImage(path) => format!("Reading {}", path.display()),
+        Step::UnpackLayer(number, count) => format!("Unpacking layer {number} of {count}"),
+        Step::MakeFileSystem => "Making the root file system".to_owned(),
         Step::Publish(path) => format!("Writing {}", path.display()),
     }
 }

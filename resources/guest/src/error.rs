@@ -119,6 +119,14 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A root file system cannot be made from what was given.
+    #[error("{}: {problem}", path.display())]
+    RootFs {
+        /// The image, or the part of it.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// The output directory holds something else.
     #[error(
         "{} exists and holds no guest (no {}); give a new directory or empty it",

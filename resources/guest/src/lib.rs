@@ -5,6 +5,7 @@
 //! - `image` takes the ELF kernel out of the bzImage; `decompress` knows the formats.
 //! - `modules` picks the drivers for the VMM's devices, with what they depend on.
 //! - `initramfs` lays out the root file system, and `archive` writes it.
+//! - `rootfs` makes a disk from an image, when there is one.
 //! - `publish` makes all of it appear at once, or not at all.
 
 mod archive;
@@ -18,6 +19,7 @@ mod initramfs;
 mod manifest;
 mod modules;
 mod publish;
+mod rootfs;
 mod source;
 mod tree;
 
@@ -26,6 +28,7 @@ use std::path::PathBuf;
 pub use error::Error;
 pub use manifest::{FILE_NAME as MANIFEST_FILE, GuestManifest, ModuleRecord, SourceRecord};
 pub use modules::{DEFAULT_MODULES, DISK_MODULES};
+pub use rootfs::{Choice, ImageConfig, ImageRecord, RootOptions};
 
 use initramfs::Initramfs;
 use publish::Staging;
@@ -37,6 +40,8 @@ pub const VMLINUZ_FILE: &str = "vmlinuz";
 pub const VMLINUX_FILE: &str = "vmlinux";
 /// Name of the initramfs in the output directory.
 pub const INITRD_FILE: &str = "initrd.img";
+/// Name of the disk with the root file system in the output directory.
+pub const ROOT_FILE: &str = "rootfs.ext4";
 
 /// What to build and from what.
 #[derive(Clone, Debug)]
@@ -53,6 +58,8 @@ pub struct BuildOptions {
     pub overlay: Option<PathBuf>,
     /// Modules to load besides [`DEFAULT_MODULES`] and [`DISK_MODULES`].
     pub extra_modules: Vec<String>,
+    /// The root file system, when it is to be on a disk.
+    pub root: Option<RootOptions>,
     /// The directory to make, or to replace when it holds a guest already.
     pub output: PathBuf,
 }
@@ -66,6 +73,12 @@ pub enum Step {
     ExtractKernel(String),
     /// Writing an initramfs with that many modules.
     WriteInitramfs(usize),
+    /// Looking at that image.
+    ReadImage(PathBuf),
+    /// Unpacking a layer, of so many.
+    UnpackLayer(usize, usize),
+    /// Making the file system on the disk.
+    MakeFileSystem,
     /// Moving the guest to its place.
     Publish(PathBuf),
 }
@@ -81,6 +94,8 @@ pub struct BuiltGuest {
     pub vmlinux: PathBuf,
     /// The initramfs, not compressed.
     pub initrd: PathBuf,
+    /// The disk with the root file system, when there is one.
+    pub root: Option<PathBuf>,
     /// What is in them and where it came from.
     pub manifest: GuestManifest,
 }
@@ -106,6 +121,10 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Step)) -> Result<B
     let initramfs = Initramfs::assemble(options, &kernel.version, &modules)?;
     let initrd = initramfs.to_archive()?;
 
+    let root = options.root.as_ref();
+    let root = root.map(|root| rootfs::make(root, &staging, ROOT_FILE, progress));
+    let image = root.transpose()?;
+
     progress(Step::Publish(options.output.clone()));
     staging.write(VMLINUZ_FILE, &kernel.image)?;
     staging.write(VMLINUX_FILE, &vmlinux)?;
@@ -119,6 +138,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Step)) -> Result<B
             (VMLINUX_FILE, &vmlinux[..]),
             (INITRD_FILE, &initrd[..]),
         ],
+        image,
     );
     staging.write(MANIFEST_FILE, &manifest.to_json())?;
     let directory = staging.publish()?;
@@ -126,6 +146,7 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Step)) -> Result<B
         vmlinuz: directory.join(VMLINUZ_FILE),
         vmlinux: directory.join(VMLINUX_FILE),
         initrd: directory.join(INITRD_FILE),
+        root: manifest.image.is_some().then(|| directory.join(ROOT_FILE)),
         directory,
         manifest,
     })

@@ -5,6 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::initramfs::Initramfs;
 use crate::modules::Module;
+use crate::rootfs::ImageRecord;
 use crate::source::KernelSource;
 
 /// The manifest's name in the output directory.
@@ -25,6 +26,9 @@ pub struct GuestManifest {
     pub files: Vec<FileRecord>,
     /// What they were made from.
     pub sources: Vec<SourceRecord>,
+    /// Where the root file system on the disk comes from.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub image: Option<ImageRecord>,
 }
 
 /// A module of the initramfs.
@@ -67,6 +71,7 @@ impl GuestManifest {
         modules: &[Module],
         initramfs: &Initramfs,
         files: [(&str, &[u8]); 3],
+        image: Option<ImageRecord>,
     ) -> Self {
         let digest = |bytes: &[u8]| hex(&Sha256::digest(bytes));
         Self {
@@ -89,6 +94,7 @@ impl GuestManifest {
                 })
                 .collect(),
             sources: [&kernel.sources[..], &initramfs.sources].concat(),
+            image,
         }
     }
 

@@ -6,10 +6,12 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+
+use tempfile::TempDir;
 
 use crate::MANIFEST_FILE;
 use crate::error::Error;
@@ -67,6 +69,31 @@ impl Staging {
                 file.sync_all()
             })
             .map_err(Error::file("write", path))
+    }
+
+    /// Where a file of that name is until it is published, for whoever writes it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+
+    /// Waits until a file that was written by others is on disk.
+    pub fn sync(&self, name: &str) -> Result<(), Error> {
+        let path = self.path(name);
+        let permissions = fs::Permissions::from_mode(FILE_MODE);
+        File::open(&path)
+            .and_then(|file| {
+                file.set_permissions(permissions)?;
+                file.sync_all()
+            })
+            .map_err(Error::file("sync", path))
+    }
+
+    /// A directory for what is not published, on the same disk. It goes with the value, or with this one.
+    pub fn scratch(&self) -> Result<TempDir, Error> {
+        tempfile::Builder::new()
+            .prefix(".scratch-")
+            .tempdir_in(&self.directory)
+            .map_err(Error::file("create a directory in", &self.directory))
     }
 
     /// Moves the directory into place, and returns where it is.

@@ -65,6 +65,7 @@ fn build(kernel: &[u8]) {
         busybox: None,
         overlay: None,
         extra_modules: Vec::new(),
+        root: None,
         output: path("guest"),
     };
     let built = guest::build(&options, &mut |_| {});

@@ -113,6 +113,9 @@ pub fn tar(files: &[(String, Vec<u8>)]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_size(data.len() as u64);
         header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         builder
             .append_data(&mut header, format!("./{path}"), data.as_slice())
             .unwrap();

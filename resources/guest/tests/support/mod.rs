@@ -21,6 +21,7 @@ pub fn options(kernel: &Path, output: &Path) -> BuildOptions {
         busybox: None,
         overlay: None,
         extra_modules: Vec::new(),
+        root: None,
         output: output.to_owned(),
     }
 }
