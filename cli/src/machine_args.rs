@@ -50,6 +50,9 @@ pub struct MachineArgs {
     pub max_mem: Option<MemorySize>,
     #[command(flatten)]
     pub disk_args: DiskArgs,
+    /// Give the guest an entropy device (virtio-rng, /dev/hwrng)
+    #[arg(long)]
+    pub rng: bool,
 }
 
 /// A machine to boot, every choice made and checked.
@@ -71,6 +74,16 @@ pub struct MachineSpec {
     pub disks: Vec<DiskSpec>,
     /// Empty disk slots behind them.
     pub disk_slots: u8,
+    /// There is an entropy device.
+    pub rng: bool,
+}
+
+impl MachineSpec {
+    /// The names of the devices that not every machine has.
+    pub fn devices(&self) -> Vec<String> {
+        let rng = self.rng.then(|| "rng".to_owned());
+        rng.into_iter().collect()
+    }
 }
 
 impl MachineArgs {
@@ -112,6 +125,7 @@ impl MachineArgs {
             disks: disks.collect::<anyhow::Result<_>>()?,
             disk_slots: self.disk_args.disk_slots.unwrap_or(0),
             cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+            rng: self.rng,
         })
     }
 }

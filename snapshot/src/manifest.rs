@@ -92,6 +92,9 @@ pub struct GuestSpec {
     /// Its processes stand still in a clone until the agent in it has been called.
     #[serde(default)]
     pub held: bool,
+    /// The devices that it has and not every machine has, such as `rng`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
 }
 
 /// The machine a template was made on.
@@ -368,6 +371,7 @@ mod tests {
                     initrd: None,
                     cmdline: "console=ttyS0".to_owned(),
                     held: true,
+                    devices: vec!["rng".to_owned()],
                 },
                 host: HostInfo {
                     kernel: "6.1.0".to_owned(),

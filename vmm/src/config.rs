@@ -102,6 +102,8 @@ pub struct BootConfig {
     pub vsock: VsockConfig,
     /// Disks, at most [`crate::layout::MAX_DISKS`].
     pub disks: Vec<DiskConfig>,
+    /// There is an entropy device.
+    pub rng: bool,
 }
 
 impl BootConfig {
@@ -118,8 +120,9 @@ impl BootConfig {
         let disks = (0..)
             .zip(&self.disks)
             .map(|(number, _)| VirtioSlot::Disk(number));
+        let rng = self.rng.then_some(VirtioSlot::Rng);
         let first = std::iter::once(VirtioSlot::Vsock);
-        first.chain(mem).chain(disks).collect()
+        first.chain(mem).chain(rng).chain(disks).collect()
     }
 }
 

@@ -81,6 +81,8 @@ pub enum VirtioSlot {
     Vsock,
     /// The memory device.
     Mem,
+    /// The entropy device.
+    Rng,
     /// A disk, from 0 and below [`MAX_DISKS`].
     Disk(u8),
 }
@@ -92,6 +94,7 @@ impl VirtioSlot {
         match self {
             Self::Vsock => 0,
             Self::Mem => 1,
+            Self::Rng => 2,
             Self::Disk(disk) => FIRST_DISK + disk,
         }
     }

@@ -11,7 +11,7 @@
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
-//! | [`platform`] | the devices of the machine and their wiring; `disks` are those that there may be none of |
+//! | [`platform`], `virtio_part`, `disks` | the devices of the machine and their wiring |
 //! | [`event_loop`] | the thread that serves them |
 //! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
 //! | `map_layers` | mapping a template's memory files |
@@ -43,6 +43,7 @@ pub mod restore;
 pub mod size;
 pub mod stages;
 pub mod vcpu;
+mod virtio_part;
 
 pub use config::{
     BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig,

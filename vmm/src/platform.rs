@@ -8,6 +8,7 @@ use crate::kvm::{KvmError, KvmVm};
 use crate::layout::{CPU_CONTROLLER, GED_GSI, GED_REGISTER, GENERATION_ID, SERIAL_GSI, VirtioSlot};
 use crate::memory_request::MemoryRequest;
 use crate::outcome::Outcome;
+use crate::virtio_part::{VirtioPart, read_transport};
 use devices::bus::{Bus, BusDevice, Overlap, SharedDevice};
 use devices::console::Console;
 use devices::cpu_hotplug::{
@@ -26,6 +27,7 @@ use devices::virtio::mem::{
     SizeError,
 };
 use devices::virtio::mmio::{self, MmioTransport, SharedMemory, TransportError};
+use devices::virtio::rng::{Rng, RngError};
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
 use devices::virtio::vsock::{self, VSOCK_STATE_VERSION, Vsock, VsockError, VsockState};
 use snapshot::{StateError, StateFile, StateWriter, WriteError};
@@ -40,6 +42,7 @@ const VSOCK_SECTION: &str = "vsock-device";
 const CPUS_SECTION: &str = "cpu-controller";
 const MEM_TRANSPORT_SECTION: &str = "mem-transport";
 const MEM_SECTION: &str = "mem-device";
+const RNG_SECTION: &str = "rng-transport";
 
 /// A device cannot be made or restored.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +74,9 @@ pub enum PlatformError {
     /// The memory device's state.
     #[error(transparent)]
     MemState(#[from] MemStateError),
+    /// The entropy device.
+    #[error(transparent)]
+    Rng(#[from] RngError),
     /// Where the memory device is.
     #[error(transparent)]
     Region(#[from] RegionError),
@@ -105,6 +111,7 @@ pub struct Platform {
     /// `None` in a machine that cannot grow.
     mem: Option<Arc<Mutex<MmioTransport<Mem>>>>,
     disks: Disks,
+    rng: Option<VirtioPart<Rng>>,
 }
 
 /// The saved state of all devices.
@@ -117,6 +124,7 @@ pub struct PlatformState {
     cpus: CpuControllerState,
     mem: Option<(TransportState, MemState)>,
     disks: DisksState,
+    rng: Option<TransportState>,
 }
 
 impl PlatformState {
@@ -139,6 +147,7 @@ impl PlatformState {
             )?,
             mem: Self::read_mem(file)?,
             disks: DisksState::read(file)?,
+            rng: read_transport(file, RNG_SECTION)?,
         })
     }
 
@@ -175,6 +184,7 @@ impl Platform {
         let mem = region
             .map(|region| new_mem(vm, memory, region))
             .transpose()?;
+        let rng = config.rng.then(|| new_rng(vm, memory, None)).transpose()?;
         Self {
             console,
             serial: Arc::new(Mutex::new(serial)),
@@ -183,6 +193,7 @@ impl Platform {
             cpus: Arc::new(Mutex::new(cpus)),
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::new(vm, memory, &config.disks)?,
+            rng,
         }
         .with_doorbells(vm)
     }
@@ -213,6 +224,9 @@ impl Platform {
             (None, None) => None,
             _ => return Err(PlatformError::OtherRegion),
         };
+        let rng = state.rng.as_ref();
+        let rng = rng.map(|state| new_rng(vm, memory, Some(state)));
+        let rng = rng.transpose()?;
         Self {
             console,
             serial: Arc::new(Mutex::new(serial)),
@@ -221,6 +235,7 @@ impl Platform {
             cpus: Arc::new(Mutex::new(cpus)),
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::restore(vm, memory, &config.disks, &state.disks)?,
+            rng,
         }
         .with_doorbells(vm)
     }
@@ -250,7 +265,11 @@ impl Platform {
             writer.section(MEM_TRANSPORT_SECTION, TRANSPORT_STATE_VERSION, &mem.save())?;
             writer.section(MEM_SECTION, MEM_STATE_VERSION, &mem.device().save())?;
         }
-        self.disks.save(writer)
+        self.disks.save(writer)?;
+        if let Some(rng) = &self.rng {
+            rng.save(writer, RNG_SECTION)?;
+        }
+        Ok(())
     }
 
     /// Tells the guest that it is a clone: a new generation id, and no connections.
@@ -279,6 +298,9 @@ impl Platform {
             lock(mem).kick();
         }
         self.disks.kick();
+        if let Some(rng) = &self.rng {
+            rng.lock().kick();
+        }
         lock(&self.ged).kick();
     }
 
@@ -352,6 +374,7 @@ impl Platform {
             all.push(mem.clone());
         }
         all.extend(self.disks.subscribers());
+        all.extend(self.rng.as_ref().map(VirtioPart::subscriber));
         all
     }
 
@@ -393,6 +416,9 @@ impl Platform {
             mmio.insert(window, mmio::WINDOW_LENGTH, mem.clone())?;
         }
         self.disks.insert(&mut mmio)?;
+        if let Some(rng) = &self.rng {
+            rng.connect(&mut mmio)?;
+        }
         Ok((ports, mmio))
     }
 
@@ -451,6 +477,14 @@ fn restore_mem(
     let interrupt = line(vm, VirtioSlot::Mem.gsi())?;
     let memory = memory.clone();
     Ok(MmioTransport::restore(mem, memory, interrupt, transport)?)
+}
+
+fn new_rng(
+    vm: &KvmVm,
+    memory: &SharedMemory,
+    state: Option<&TransportState>,
+) -> Result<VirtioPart<Rng>, PlatformError> {
+    VirtioPart::new(vm, memory, VirtioSlot::Rng, Rng::new()?, state)
 }
 
 pub(crate) fn connect_doorbells<D: VirtioDevice>(

@@ -107,6 +107,7 @@ impl RestoreArgs {
             ("--max-cpus", machine.max_cpus.is_some()),
             ("--max-mem", machine.max_mem.is_some()),
             ("--disk-slots", machine.disk_args.disk_slots.is_some()),
+            ("--rng", machine.rng),
         ];
         match given.iter().find(|(_, given)| *given && !self.create) {
             None => Ok(()),

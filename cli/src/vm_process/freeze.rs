@@ -92,6 +92,7 @@ fn describe_guest(machine: &MachineSpec, digests: &Digests) -> anyhow::Result<Gu
         cmdline: machine.cmdline.clone(),
         // By the agent, before it has let the machine be frozen.
         held: true,
+        devices: machine.devices(),
     })
 }
 

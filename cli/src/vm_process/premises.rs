@@ -128,6 +128,7 @@ impl Premises {
             cmdline: machine.cmdline.clone(),
             vsock: self.vsock(),
             disks,
+            rng: machine.rng,
         }
     }
 

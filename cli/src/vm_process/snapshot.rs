@@ -225,14 +225,20 @@ impl Size {
     }
 
     fn of_guest(self, origin: Origin, held: bool) -> anyhow::Result<GuestSpec> {
-        let (kernel, initrd, cmdline) = match origin {
+        let (kernel, initrd, cmdline, devices) = match origin {
             Origin::Template(template) => {
                 let guest = template.manifest().spec.guest.clone();
-                (guest.kernel, guest.initrd, guest.cmdline)
+                (guest.kernel, guest.initrd, guest.cmdline, guest.devices)
             }
             Origin::Kernel(machine) => {
                 let initrd = machine.initrd.as_deref().map(Artifact::of).transpose()?;
-                (Artifact::of(&machine.kernel)?, initrd, machine.cmdline)
+                let devices = machine.devices();
+                (
+                    Artifact::of(&machine.kernel)?,
+                    initrd,
+                    machine.cmdline,
+                    devices,
+                )
             }
         };
         Ok(GuestSpec {
@@ -244,6 +250,7 @@ impl Size {
             initrd,
             cmdline,
             held,
+            devices,
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod mem;
 pub mod mmio;
 pub mod rings;
+pub mod rng;
 pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

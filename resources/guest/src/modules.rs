@@ -9,11 +9,12 @@ use crate::elf;
 use crate::error::Error;
 use crate::source::KernelSource;
 
-/// What the VMM's devices need: the transport, vsock, memory hot-add and the panic notifier.
-pub const DEFAULT_MODULES: [&str; 4] = [
+/// What the VMM's devices need: the transport, vsock, memory hot-add, entropy and the panic notifier.
+pub const DEFAULT_MODULES: [&str; 5] = [
     "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "virtio_mem",
+    "virtio_rng",
     "pvpanic_mmio",
 ];
 

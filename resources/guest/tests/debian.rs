@@ -15,7 +15,7 @@ use support::{module_order, options, run};
 
 /// Sorted, and apart from it what has to come before what: the order of those that need nothing
 /// differs from kernel to kernel.
-const ALL_AS_MODULES: [&str; 15] = [
+const ALL_AS_MODULES: [&str; 16] = [
     "crc16",
     "crc32c_generic",
     "ext4",
@@ -28,12 +28,13 @@ const ALL_AS_MODULES: [&str; 15] = [
     "virtio_mem",
     "virtio_mmio",
     "virtio_ring",
+    "virtio_rng",
     "vmw_vsock_virtio_transport",
     "vmw_vsock_virtio_transport_common",
     "vsock",
 ];
 
-const NEEDS: [(&str, &str); 12] = [
+const NEEDS: [(&str, &str); 14] = [
     ("ext4", "jbd2"),
     ("ext4", "mbcache"),
     ("ext4", "crc32c_generic"),
@@ -43,6 +44,8 @@ const NEEDS: [(&str, &str); 12] = [
     ("virtio_mmio", "virtio_ring"),
     ("virtio_mem", "virtio"),
     ("virtio_mem", "virtio_ring"),
+    ("virtio_rng", "virtio"),
+    ("virtio_rng", "virtio_ring"),
     ("vmw_vsock_virtio_transport_common", "vsock"),
     ("vmw_vsock_virtio_transport", "vsock"),
     (

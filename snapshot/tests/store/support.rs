@@ -97,6 +97,7 @@ pub fn spec() -> TemplateSpec {
             initrd: None,
             cmdline: "console=ttyS0 reboot=k".to_owned(),
             held: false,
+            devices: Vec::new(),
         },
         host: HostInfo {
             kernel: "6.1.0".to_owned(),

@@ -44,6 +44,7 @@ fn load(kernel: &[u8], initrd: Option<&[u8]>) {
             socket: PathBuf::new(),
         },
         disks: Vec::new(),
+        rng: false,
     };
     let length = must(usize::try_from(memory.bytes()));
     let ram = must(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]));

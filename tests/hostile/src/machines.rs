@@ -61,6 +61,7 @@ fn saved(directory: &Path) -> Sections {
         cmdline: String::new(),
         vsock: vsock(directory),
         disks: Vec::new(),
+        rng: true,
     };
     let mut machine = must(Machine::boot(&config, MemoryBacking::Anonymous));
     Sections::of(&must(machine.freeze()).state)

@@ -188,6 +188,7 @@ mod tests {
                 socket: "socket".into(),
             },
             disks: Vec::new(),
+            rng: false,
         }
     }
 
@@ -225,6 +226,17 @@ mod tests {
             let length: u32 = memory.read_obj(GuestAddress(table + 4)).unwrap();
             assert_eq!(sum(&memory, table, length as usize), 0);
         }
+    }
+
+    #[test]
+    fn a_device_that_is_not_asked_for_is_not_in_the_tables() {
+        let length = |config: &BootConfig| dsdt::build(config).as_slice().len();
+        let mut config = machine(VcpuCounts::new(1, 1).unwrap());
+        let without = length(&config);
+        config.rng = true;
+        let devices = config.virtio_slots();
+        assert_eq!(devices.last(), Some(&layout::VirtioSlot::Rng));
+        assert!(length(&config) > without);
     }
 
     #[test]

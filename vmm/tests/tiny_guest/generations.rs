@@ -84,6 +84,7 @@ impl Line {
                 initrd: None,
                 cmdline: String::new(),
                 held: false,
+                devices: Vec::new(),
             },
             host: HostInfo {
                 kernel: "test".to_owned(),

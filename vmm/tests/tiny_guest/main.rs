@@ -90,6 +90,7 @@ impl Bench {
             cmdline: String::new(),
             vsock: self.vsock("boot.sock"),
             disks: Vec::new(),
+            rng: true,
         }
     }
 

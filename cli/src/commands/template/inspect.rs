@@ -98,6 +98,7 @@ fn print(manifest: &Manifest, family: &Family) -> anyhow::Result<()> {
                 output::size(guest.max_memory_bytes)
             ),
         ),
+        ("Devices", devices(&guest.devices)),
         ("On disk", output::size(manifest.files.memory.allocated)),
         ("Shared", shared(manifest)),
         ("Needed by", needed_by(family)),
@@ -109,6 +110,14 @@ fn print(manifest: &Manifest, family: &Family) -> anyhow::Result<()> {
     ];
     rows.iter()
         .try_for_each(|(name, value)| output::line(format!("{name:<14}{value}")))
+}
+
+/// What not every machine has.
+fn devices(names: &[String]) -> String {
+    if names.is_empty() {
+        return "no optional ones".to_owned();
+    }
+    names.join(", ")
 }
 
 /// The layers below its own, with the templates that they were made for.

@@ -8,6 +8,7 @@ pub mod hold;
 pub mod hooks;
 pub mod host_names;
 pub mod hotplug;
+pub mod hwrng;
 pub mod machine_id;
 pub mod memory;
 pub mod shutdown;

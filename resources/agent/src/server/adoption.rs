@@ -5,7 +5,7 @@ use proto::guest::{AdoptRequest, AdoptResponse, HookResult};
 use crate::VERSION;
 use crate::error::Refusal;
 use crate::machine::hooks::{self, Ran};
-use crate::machine::{Machine, clock, host_names, hotplug, machine_id, memory};
+use crate::machine::{Machine, clock, host_names, hotplug, hwrng, machine_id, memory};
 
 const GENERATION_ID_BYTES: usize = 16;
 
@@ -21,6 +21,9 @@ pub fn adopt(
         .entropy
         .reseed(&[&request.entropy[..], &request.generation_id[..]].concat())?;
     machine.held.thaw_file_systems();
+    if !request.template.is_empty() {
+        hwrng::discard_stale()?;
+    }
     if request.realtime_ns != 0 {
         clock::set_realtime(request.realtime_ns)?;
     }
