@@ -4,8 +4,11 @@ use crate::hotplug_region::HotplugRange;
 use crate::layout::VirtioSlot;
 use crate::size::MemorySize;
 use devices::virtio::blk::Image;
+use devices::virtio::net::MacAddress;
 use devices::vmgenid::GenerationId;
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Most vCPUs of a machine: APIC id 255 is the broadcast id of xAPIC.
 pub const MAX_VCPUS: u8 = 254;
@@ -83,6 +86,15 @@ pub struct DiskConfig {
     pub read_only: bool,
 }
 
+/// The guest's network device.
+#[derive(Debug, Clone)]
+pub struct NetConfig {
+    /// Address of the card.
+    pub mac: MacAddress,
+    /// Tap interface, opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR; without one there is no link.
+    pub tap: Option<Arc<File>>,
+}
+
 /// A machine to be booted.
 #[derive(Debug, Clone)]
 pub struct BootConfig {
@@ -104,6 +116,8 @@ pub struct BootConfig {
     pub disks: Vec<DiskConfig>,
     /// There is an entropy device.
     pub rng: bool,
+    /// Network device.
+    pub net: Option<NetConfig>,
 }
 
 impl BootConfig {
@@ -121,8 +135,9 @@ impl BootConfig {
             .zip(&self.disks)
             .map(|(number, _)| VirtioSlot::Disk(number));
         let rng = self.rng.then_some(VirtioSlot::Rng);
+        let net = self.net.as_ref().map(|_| VirtioSlot::Net);
         let first = std::iter::once(VirtioSlot::Vsock);
-        first.chain(mem).chain(rng).chain(disks).collect()
+        first.chain(mem).chain(rng).chain(net).chain(disks).collect()
     }
 }
 
@@ -135,6 +150,8 @@ pub struct CloneConfig {
     pub generation: GenerationId,
     /// One for each of the template's disks.
     pub disks: Vec<DiskConfig>,
+    /// Network device; without it a template's card keeps its link down.
+    pub net: Option<NetConfig>,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
-//! | [`platform`], `virtio_part`, `disks` | the devices of the machine and their wiring |
+//! | [`platform`], `virtio_part`, `net_part`, `disks` | the devices of the machine and their wiring |
 //! | [`event_loop`] | the thread that serves them |
 //! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
 //! | `map_layers` | mapping a template's memory files |
@@ -35,6 +35,7 @@ mod map_layers;
 pub mod memory;
 pub mod memory_fault;
 pub mod memory_request;
+mod net_part;
 pub mod outcome;
 mod pagemap;
 pub mod parking;
@@ -46,10 +47,12 @@ pub mod vcpu;
 mod virtio_part;
 
 pub use config::{
-    BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, VcpuCountError, VcpuCounts, VsockConfig,
+    BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, NetConfig, VcpuCountError, VcpuCounts,
+    VsockConfig,
 };
 pub use devices::cpu_hotplug::Presence;
 pub use devices::virtio::blk::Image as DiskImage;
+pub use devices::virtio::net::MacAddress;
 pub use devices::vmgenid::GenerationId;
 pub use disks::DiskError;
 pub use error::Error;

@@ -7,6 +7,7 @@ use crate::hotplug_region::HotplugRegion;
 use crate::kvm::{KvmError, KvmVm};
 use crate::layout::{CPU_CONTROLLER, GED_GSI, GED_REGISTER, GENERATION_ID, SERIAL_GSI, VirtioSlot};
 use crate::memory_request::MemoryRequest;
+use crate::net_part::{self, SavedNet};
 use crate::outcome::Outcome;
 use crate::virtio_part::{VirtioPart, read_transport};
 use devices::bus::{Bus, BusDevice, Overlap, SharedDevice};
@@ -27,6 +28,7 @@ use devices::virtio::mem::{
     SizeError,
 };
 use devices::virtio::mmio::{self, MmioTransport, SharedMemory, TransportError};
+use devices::virtio::net::{Net, NetError};
 use devices::virtio::rng::{Rng, RngError};
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
 use devices::virtio::vsock::{self, VSOCK_STATE_VERSION, Vsock, VsockError, VsockState};
@@ -77,6 +79,12 @@ pub enum PlatformError {
     /// The entropy device.
     #[error(transparent)]
     Rng(#[from] RngError),
+    /// The network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// No network device in the template.
+    #[error("The saved machine has no network device; make the template with --net")]
+    NoNet,
     /// Where the memory device is.
     #[error(transparent)]
     Region(#[from] RegionError),
@@ -112,6 +120,7 @@ pub struct Platform {
     mem: Option<Arc<Mutex<MmioTransport<Mem>>>>,
     disks: Disks,
     rng: Option<VirtioPart<Rng>>,
+    net: Option<VirtioPart<Net>>,
 }
 
 /// The saved state of all devices.
@@ -125,6 +134,7 @@ pub struct PlatformState {
     mem: Option<(TransportState, MemState)>,
     disks: DisksState,
     rng: Option<TransportState>,
+    net: Option<SavedNet>,
 }
 
 impl PlatformState {
@@ -148,6 +158,7 @@ impl PlatformState {
             mem: Self::read_mem(file)?,
             disks: DisksState::read(file)?,
             rng: read_transport(file, RNG_SECTION)?,
+            net: SavedNet::read(file)?,
         })
     }
 
@@ -185,6 +196,9 @@ impl Platform {
             .map(|region| new_mem(vm, memory, region))
             .transpose()?;
         let rng = config.rng.then(|| new_rng(vm, memory, None)).transpose()?;
+        let net = config.net.as_ref();
+        let net = net.map(|config| net_part::new(vm, memory, config));
+        let net = net.transpose()?;
         Self {
             console,
             serial: Arc::new(Mutex::new(serial)),
@@ -194,6 +208,7 @@ impl Platform {
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::new(vm, memory, &config.disks)?,
             rng,
+            net,
         }
         .with_doorbells(vm)
     }
@@ -227,6 +242,7 @@ impl Platform {
         let rng = state.rng.as_ref();
         let rng = rng.map(|state| new_rng(vm, memory, Some(state)));
         let rng = rng.transpose()?;
+        let net = net_part::restore(vm, memory, config.net.as_ref(), state.net.as_ref())?;
         Self {
             console,
             serial: Arc::new(Mutex::new(serial)),
@@ -236,6 +252,7 @@ impl Platform {
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::restore(vm, memory, &config.disks, &state.disks)?,
             rng,
+            net,
         }
         .with_doorbells(vm)
     }
@@ -269,6 +286,9 @@ impl Platform {
         if let Some(rng) = &self.rng {
             rng.save(writer, RNG_SECTION)?;
         }
+        if let Some(net) = &self.net {
+            net_part::save(net, writer)?;
+        }
         Ok(())
     }
 
@@ -300,6 +320,9 @@ impl Platform {
         self.disks.kick();
         if let Some(rng) = &self.rng {
             rng.lock().kick();
+        }
+        if let Some(net) = &self.net {
+            net.lock().kick();
         }
         lock(&self.ged).kick();
     }
@@ -375,6 +398,7 @@ impl Platform {
         }
         all.extend(self.disks.subscribers());
         all.extend(self.rng.as_ref().map(VirtioPart::subscriber));
+        all.extend(self.net.as_ref().map(VirtioPart::subscriber));
         all
     }
 
@@ -418,6 +442,9 @@ impl Platform {
         self.disks.insert(&mut mmio)?;
         if let Some(rng) = &self.rng {
             rng.connect(&mut mmio)?;
+        }
+        if let Some(net) = &self.net {
+            net.connect(&mut mmio)?;
         }
         Ok((ports, mmio))
     }

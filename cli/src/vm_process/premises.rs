@@ -129,6 +129,7 @@ impl Premises {
             vsock: self.vsock(),
             disks,
             rng: machine.rng,
+            net: None,
         }
     }
 

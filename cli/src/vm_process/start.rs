@@ -144,6 +144,7 @@ fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
                 vsock: premises.vsock(),
                 generation: GenerationId::new(premises.identity.generation),
                 disks,
+                net: None,
             };
             let mut machine = Machine::restore(template.state(), template.memory(), &config)
                 .with_context(|| format!("Cannot restore template {}", plan.template))?;

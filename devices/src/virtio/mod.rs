@@ -9,6 +9,7 @@ pub mod device;
 pub mod interrupt;
 pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod rings;
 pub mod rng;
 pub mod state;

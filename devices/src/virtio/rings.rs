@@ -4,10 +4,14 @@ use super::device::DeviceError;
 use super::interrupt::VirtioInterrupt;
 use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 /// What `virtio-queue` found wrong with a ring or a chain.
 pub type RingError = virtio_queue::Error;
+
+/// In the used ring: bytes in front of the elements, and of each element.
+const USED_HEADER: u64 = 4;
+const USED_ELEMENT: u64 = 8;
 
 /// A chain of buffers taken from a queue.
 pub type Chain<'a> = DescriptorChain<&'a GuestMemoryMmap>;
@@ -73,6 +77,43 @@ impl<'a> Rings<'a> {
             .map_err(|source| DeviceError::Ring { queue, source })
     }
 
+    /// Returns several chains to the driver at once: it sees all of them or none, as it must when one
+    /// frame is spread over them. To be followed by [`Self::signal_used_anyhow`].
+    ///
+    /// # Errors
+    /// The used ring is not in guest memory.
+    pub fn add_used_together(
+        &mut self,
+        queue: u16,
+        buffers: &[(u16, u32)],
+    ) -> Result<(), DeviceError> {
+        let Some(((last_head, last_written), before)) = buffers.split_last() else {
+            return Ok(());
+        };
+        let memory = self.memory;
+        let ring = self.ready(queue)?;
+        let failed = |source| DeviceError::Ring { queue, source };
+        for (head, written) in before {
+            let position = ring.next_used();
+            let offset = USED_HEADER + USED_ELEMENT * u64::from(position % ring.size());
+            let address = GuestAddress(ring.used_ring()).checked_add(offset);
+            let address = address.ok_or_else(|| failed(RingError::AddressOverflow))?;
+            let element = u64::from(*written) << 32 | u64::from(*head);
+            memory
+                .write_obj(element.to_le(), address)
+                .map_err(|source| failed(RingError::GuestMemory(source)))?;
+            ring.set_next_used(position.wrapping_add(1));
+        }
+        // Writes the last one, and then the index that covers all.
+        ring.add_used(memory, *last_head, *last_written)
+            .map_err(failed)
+    }
+
+    /// Interrupts the driver, whether it wants to know or not.
+    pub fn signal_used_anyhow(&self) {
+        self.interrupt.signal_used();
+    }
+
     /// Interrupts the driver for the used buffers of `queue`, when it wants to know.
     ///
     /// # Errors
@@ -129,6 +170,12 @@ impl<'a> Rings<'a> {
     /// Notes that the driver's request changed the configuration space; it gets no interrupt.
     pub fn config_changed(&self) {
         self.interrupt.raise_config_generation();
+    }
+
+    /// Tells the driver that the configuration space changed, without its doing.
+    pub fn announce_config(&self) {
+        self.interrupt.raise_config_generation();
+        self.interrupt.signal_config();
     }
 
     fn ready(&mut self, queue: u16) -> Result<&mut Queue, DeviceError> {

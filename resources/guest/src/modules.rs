@@ -9,12 +9,14 @@ use crate::elf;
 use crate::error::Error;
 use crate::source::KernelSource;
 
-/// What the VMM's devices need: the transport, vsock, memory hot-add, entropy and the panic notifier.
-pub const DEFAULT_MODULES: [&str; 5] = [
+/// What the VMM's devices need: the transport, vsock, memory hot-add, entropy, network
+/// and the panic notifier.
+pub const DEFAULT_MODULES: [&str; 6] = [
     "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "virtio_mem",
     "virtio_rng",
+    "virtio_net",
     "pvpanic_mmio",
 ];
 

@@ -15,18 +15,21 @@ use support::{module_order, options, run};
 
 /// Sorted, and apart from it what has to come before what: the order of those that need nothing
 /// differs from kernel to kernel.
-const ALL_AS_MODULES: [&str; 16] = [
+const ALL_AS_MODULES: [&str; 19] = [
     "crc16",
     "crc32c_generic",
     "ext4",
+    "failover",
     "jbd2",
     "mbcache",
+    "net_failover",
     "pvpanic",
     "pvpanic_mmio",
     "virtio",
     "virtio_blk",
     "virtio_mem",
     "virtio_mmio",
+    "virtio_net",
     "virtio_ring",
     "virtio_rng",
     "vmw_vsock_virtio_transport",
@@ -34,7 +37,7 @@ const ALL_AS_MODULES: [&str; 16] = [
     "vsock",
 ];
 
-const NEEDS: [(&str, &str); 14] = [
+const NEEDS: [(&str, &str); 17] = [
     ("ext4", "jbd2"),
     ("ext4", "mbcache"),
     ("ext4", "crc32c_generic"),
@@ -45,6 +48,9 @@ const NEEDS: [(&str, &str); 14] = [
     ("virtio_mem", "virtio"),
     ("virtio_mem", "virtio_ring"),
     ("virtio_rng", "virtio"),
+    ("virtio_net", "virtio"),
+    ("virtio_net", "net_failover"),
+    ("net_failover", "failover"),
     ("virtio_rng", "virtio_ring"),
     ("vmw_vsock_virtio_transport_common", "vsock"),
     ("vmw_vsock_virtio_transport", "vsock"),

@@ -45,6 +45,7 @@ fn load(kernel: &[u8], initrd: Option<&[u8]>) {
         },
         disks: Vec::new(),
         rng: false,
+        net: None,
     };
     let length = must(usize::try_from(memory.bytes()));
     let ram = must(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), length)]));

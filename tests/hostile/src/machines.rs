@@ -10,8 +10,8 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use vmm::{
-    BootConfig, CloneConfig, GenerationId, Machine, MemoryBacking, MemorySize, VcpuCounts,
-    VsockConfig,
+    BootConfig, CloneConfig, GenerationId, MacAddress, Machine, MemoryBacking, MemorySize,
+    NetConfig, VcpuCounts, VsockConfig,
 };
 
 const MEMORY_MIB: u64 = 32;
@@ -43,6 +43,7 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
         vsock: vsock(directory),
         generation: GenerationId::new([7; 16]),
         disks: Vec::new(),
+        net: None,
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
     Machine::restore(&state, &Arc::new(memory), &config)
@@ -62,6 +63,10 @@ fn saved(directory: &Path) -> Sections {
         vsock: vsock(directory),
         disks: Vec::new(),
         rng: true,
+        net: Some(NetConfig {
+            mac: MacAddress([2, 0, 0, 0, 0, 1]),
+            tap: None,
+        }),
     };
     let mut machine = must(Machine::boot(&config, MemoryBacking::Anonymous));
     Sections::of(&must(machine.freeze()).state)

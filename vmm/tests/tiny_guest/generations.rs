@@ -42,6 +42,7 @@ impl Line {
             vsock: self.bench.vsock(&format!("{}.sock", template.name())),
             generation: GenerationId::new([7; 16]),
             disks: Vec::new(),
+            net: None,
         };
         Machine::restore(template.state(), template.memory(), &config).unwrap()
     }
@@ -191,6 +192,7 @@ fn a_map_of_a_shorter_memory_is_refused_before_anything_runs() {
         vsock: line.bench.vsock("short.sock"),
         generation: GenerationId::new([7; 16]),
         disks: Vec::new(),
+        net: None,
     };
 
     let error = Machine::restore(short.state(), short.memory(), &config).unwrap_err();

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use snapshot::MemoryLayers;
 use vmm::{
-    BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, Machine,
-    MemoryBacking, MemorySize, VcpuCounts, VsockConfig,
+    BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, MacAddress, Machine,
+    MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
 };
 
 /// A process that is being started has a copy of every descriptor, and so of every lock, until it runs
@@ -91,6 +91,10 @@ impl Bench {
             vsock: self.vsock("boot.sock"),
             disks: Vec::new(),
             rng: true,
+            net: Some(NetConfig {
+                mac: MacAddress([2, 0, 0, 0, 0, 1]),
+                tap: None,
+            }),
         }
     }
 
@@ -122,6 +126,7 @@ impl Bench {
             vsock: self.vsock(name),
             generation: GenerationId::new([7; 16]),
             disks: Vec::new(),
+            net: None,
         };
         let path = self.path("memory");
         let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();

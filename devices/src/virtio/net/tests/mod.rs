@@ -1,0 +1,5 @@
+//! The device against drivers, networks, and both at their worst.
+
+mod driver;
+mod hostile;
+mod traffic;
