@@ -12,6 +12,7 @@ use ttrpc::Code;
 
 use crate::hybrid::{self, ConnectError};
 use crate::id::VmId;
+use crate::net::GuestNetwork;
 use crate::random;
 
 /// For calls that the agent answers at once.
@@ -37,6 +38,8 @@ pub struct Identity {
     pub machine_id: String,
     /// The template, if it is a clone of one.
     pub template: Option<String>,
+    /// What its network interface is to be.
+    pub network: Option<GuestNetwork>,
 }
 
 impl Identity {
@@ -57,6 +60,7 @@ impl Identity {
             generation,
             machine_id: random::hex(&machine),
             template: None,
+            network: None,
         })
     }
 }
@@ -151,6 +155,12 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
+fn no_network_call() -> anyhow::Error {
+    anyhow!(
+        "The guest's agent cannot set up the network; build the guest anew with 'minivmm guest build'"
+    )
+}
+
 fn said(hook: &Hook) -> String {
     if hook.output.is_empty() {
         return String::new();
@@ -205,11 +215,15 @@ impl Agent {
             cid: identity.cid.into(),
             id: identity.hostname.clone(),
             template: identity.template.clone().unwrap_or_default(),
+            network: identity.network.as_ref().map(GuestNetwork::request).into(),
             ..Default::default()
         };
         let asked = Instant::now();
         match self.client.adopt(&request, timeout) {
             Ok(response) => {
+                if identity.network.is_some() && response.interface.is_empty() {
+                    return Err(no_network_call());
+                }
                 self.correct_time(asked.elapsed(), timeout)?;
                 Ok(Adopted {
                     online_cpus: response.online_cpus,
@@ -218,6 +232,10 @@ impl Agent {
                     hooks: response.hooks.into_iter().map(Hook::from).collect(),
                 })
             }
+            Err(CallError::Refused {
+                code: Code::UNIMPLEMENTED,
+                ..
+            }) if identity.network.is_some() => Err(no_network_call()),
             Err(CallError::Refused {
                 code: Code::UNIMPLEMENTED,
                 ..

@@ -20,6 +20,8 @@ const DEFAULT_MEMORY: &str = "256M";
 const DEFAULT_MAX_CPUS: u8 = 32;
 const DEFAULT_MAX_MEMORY: &str = "4G";
 const DEFAULT_GROWTH: u64 = 4;
+/// The network device's name in a template's manifest.
+pub const NETWORK: &str = "net";
 /// The kernel's own limit without the terminating NUL.
 const MAX_CMDLINE_BYTES: usize = 2047;
 
@@ -76,13 +78,16 @@ pub struct MachineSpec {
     pub disk_slots: u8,
     /// There is an entropy device.
     pub rng: bool,
+    /// There is a network device.
+    pub network: bool,
 }
 
 impl MachineSpec {
     /// The names of the devices that not every machine has.
     pub fn devices(&self) -> Vec<String> {
-        let rng = self.rng.then(|| "rng".to_owned());
-        rng.into_iter().collect()
+        let names = [("rng", self.rng), (NETWORK, self.network)];
+        let present = names.iter().filter(|(_, present)| *present);
+        present.map(|(name, _)| (*name).to_owned()).collect()
     }
 }
 
@@ -126,6 +131,7 @@ impl MachineArgs {
             disk_slots: self.disk_args.disk_slots.unwrap_or(0),
             cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
             rng: self.rng,
+            network: false,
         })
     }
 }

@@ -20,6 +20,7 @@ mod id;
 mod listen;
 mod logging;
 mod machine_args;
+mod net;
 mod output;
 mod poll;
 mod progress;

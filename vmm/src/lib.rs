@@ -52,7 +52,7 @@ pub use config::{
 };
 pub use devices::cpu_hotplug::Presence;
 pub use devices::virtio::blk::Image as DiskImage;
-pub use devices::virtio::net::MacAddress;
+pub use devices::virtio::net::{MacAddress, open_tap};
 pub use devices::vmgenid::GenerationId;
 pub use disks::DiskError;
 pub use error::Error;

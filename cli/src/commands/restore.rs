@@ -10,9 +10,10 @@ use snapshot::{StoreError, TemplateName};
 
 use crate::args::{Context, seconds};
 use crate::disk_args::DiskSpec;
-use crate::error::{FAILURE, Outcome, coded};
+use crate::error::{FAILURE, Outcome, coded, usage};
 use crate::id::VmId;
 use crate::machine_args::MachineArgs;
+use crate::net::{Mode, NetArgs};
 use crate::vm_process::launch::{self, LifeArgs};
 use crate::vm_process::plan::{CreatePlan, Plan, RestorePlan};
 use crate::vm_process::sizing::Target;
@@ -27,6 +28,10 @@ EXAMPLES:
     minivmm restore base --id big-1 --cpus 4 --mem 2G
   One with a disk in a slot that its template keeps free (--disk-slots):
     minivmm restore base --disk data.img
+  A clone in a network, with an address of its own:
+    minivmm restore base --net tap=web1 --ip 10.0.0.2/24 --gateway 10.0.0.1
+  A clone that takes over the eth0 of a network namespace:
+    minivmm restore base --net netns=/run/netns/pod1
   Start nothing unless every byte of the template is as it was published:
     minivmm restore base --verify
   A clone of a guest without an agent:
@@ -50,6 +55,8 @@ pub struct RestoreArgs {
     life: LifeArgs,
     #[command(flatten)]
     machine: MachineArgs,
+    #[command(flatten)]
+    net: NetArgs,
     /// How long the clone may take until its agent answers; the template, when it is made, too
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     timeout: Duration,
@@ -75,6 +82,13 @@ impl RestoreArgs {
         };
         context.state.vm(&id).check_socket_paths()?;
         self.check_frozen_options()?;
+        let net = self.net.clone().resolve(!self.no_agent)?;
+        if net.is_some() && self.no_agent {
+            return Err(usage(
+                "A clone in a network needs its agent, which gives it an address of its own; leave out \
+                 --no-agent",
+            ));
+        }
         if self.create {
             self.create_if_missing(&mut context)?;
         }
@@ -84,6 +98,7 @@ impl RestoreArgs {
             id,
             template: self.name,
             store: context.store.clone(),
+            net,
             size: Target {
                 cpus: self.machine.cpus,
                 memory: self.machine.mem,
@@ -111,7 +126,7 @@ impl RestoreArgs {
         ];
         match given.iter().find(|(_, given)| *given && !self.create) {
             None => Ok(()),
-            Some((option, _)) => Err(crate::error::usage(format!(
+            Some((option, _)) => Err(usage(format!(
                 "{option} is fixed by the template; give it with --create, which makes the \
                  template when it is missing"
             ))),
@@ -122,7 +137,8 @@ impl RestoreArgs {
         let mut machine = self.machine.clone();
         // They are the clone's, for the slots of the template.
         machine.disk_args.disks.clear();
-        let machine = machine.resolve()?;
+        let mut machine = machine.resolve()?;
+        machine.network = !matches!(self.net.net, None | Some(Mode::None));
         if self.exists(context)? {
             return Ok(());
         }

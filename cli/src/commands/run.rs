@@ -8,6 +8,7 @@ use crate::args::{Context, seconds};
 use crate::error::Outcome;
 use crate::id::VmId;
 use crate::machine_args::MachineArgs;
+use crate::net::NetArgs;
 use crate::vm_process::launch::{self, LifeArgs};
 use crate::vm_process::plan::{BootPlan, Plan};
 
@@ -17,6 +18,8 @@ EXAMPLES:
     minivmm run --kernel guest/vmlinuz --initrd guest/initrd.img --id web-1
   See it boot, and be its console; Ctrl-] ends it:
     minivmm run --kernel guest/vmlinuz --initrd guest/initrd.img --foreground --rm
+  A guest in a network, by a tap interface that is made for it:
+    minivmm run --kernel guest/vmlinuz --initrd guest/initrd.img --net tap=vm1 --ip 10.0.0.2/24
   A guest without an agent:
     minivmm run --kernel vmlinux --cmdline 'console=ttyS0 root=/dev/ram0' --no-agent";
 
@@ -26,6 +29,8 @@ EXAMPLES:
 pub struct RunArgs {
     #[command(flatten)]
     machine: MachineArgs,
+    #[command(flatten)]
+    net: NetArgs,
     #[command(flatten)]
     life: LifeArgs,
     /// Do not wait for an agent in the guest
@@ -39,13 +44,18 @@ pub struct RunArgs {
 impl RunArgs {
     /// Runs the command.
     pub fn run(self, context: Context) -> Outcome {
+        let with_agent = !self.no_agent;
+        let net = self.net.resolve(with_agent)?;
+        let mut machine = self.machine.resolve()?;
+        machine.network = net.is_some();
         let plan = BootPlan {
             id: match self.life.id.clone() {
                 Some(id) => id,
                 None => VmId::generate("vm")?,
             },
-            machine: self.machine.resolve()?,
-            with_agent: !self.no_agent,
+            machine,
+            net,
+            with_agent,
             timeout: self.timeout,
         };
         launch::vm(context, Plan::Boot(plan), &self.life)

@@ -19,6 +19,7 @@ use crate::agent::PROMPT;
 use crate::background::Background;
 use crate::error::{FAILURE, SUCCESS, coded, describe, exit_code};
 use crate::machine_args::MachineSpec;
+use crate::net;
 use crate::poll;
 use crate::state::claim::Claim;
 use crate::state::record::Kind;
@@ -122,7 +123,8 @@ fn boot(
         .map(Arc::new)
         .context("No descriptors left")?;
     let bring_up = BringUp::await_boot(premises.claim.dir())?;
-    let config = premises.boot_config(&plan.machine, disks);
+    let net = plan.machine.network.then(net::unconnected).transpose()?;
+    let config = premises.boot_config(&plan.machine, disks, net);
     let mut machine = Machine::boot(&config, MemoryBacking::Shared(memory))?;
     premises.mark_stages(&machine);
     machine.resume();

@@ -11,6 +11,7 @@ use crate::agent::Hook;
 use crate::disk_args::DiskSpec;
 use crate::id::VmId;
 use crate::machine_args::MachineSpec;
+use crate::net::{GuestNetwork, NetPlan};
 use crate::timeline::Step;
 use crate::warm::Warm;
 
@@ -32,6 +33,8 @@ pub struct BootPlan {
     pub id: VmId,
     /// What it is made of.
     pub machine: MachineSpec,
+    /// What its network card is connected to.
+    pub net: Option<NetPlan>,
     /// An agent is expected in the guest.
     pub with_agent: bool,
     /// How long that may take.
@@ -47,6 +50,8 @@ pub struct RestorePlan {
     pub template: TemplateName,
     /// The directory of the store.
     pub store: PathBuf,
+    /// What its network card is connected to; nothing when the template has none.
+    pub net: Option<NetPlan>,
     /// What it is to have; the template's where it does not say.
     pub size: Target,
     /// Disks for the template's empty slots.
@@ -128,6 +133,9 @@ pub struct Ready {
     pub cpus: u8,
     /// Memory.
     pub memory_bytes: u64,
+    /// Its network, when it has one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<GuestNetwork>,
     /// How it came to its size; `None` when that is its template's.
     pub size: Option<SizeReport>,
     /// What the guest's agent said; `None` when it was not waited for.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use vmm::{BootConfig, DiskConfig, Machine, MemoryFaults, VsockConfig};
+use vmm::{BootConfig, DiskConfig, Machine, MemoryFaults, NetConfig, VsockConfig};
 
 use super::bring_up::BringUp;
 use super::console::ConsoleHub;
@@ -20,6 +20,7 @@ use crate::control::server::Server;
 use crate::error::{describe, exit_code};
 use crate::logging;
 use crate::machine_args::MachineSpec;
+use crate::net::{NetPlan, Network};
 use crate::signals::Signals;
 use crate::state::StateDir;
 use crate::state::claim::Claim;
@@ -39,6 +40,7 @@ pub struct Premises {
     signals: Signals,
     memory_faults: MemoryFaults,
     pub template_watch: Option<TemplateWatch>,
+    pub network: Option<Network>,
     pub foreground: bool,
     remove: bool,
 }
@@ -104,6 +106,7 @@ impl Premises {
             signals,
             memory_faults,
             template_watch: None,
+            network: None,
             foreground,
             remove: setup.remove,
         })
@@ -118,7 +121,12 @@ impl Premises {
     }
 
     /// The machine to boot in this VM.
-    pub fn boot_config(&self, machine: &MachineSpec, disks: Vec<DiskConfig>) -> BootConfig {
+    pub fn boot_config(
+        &self,
+        machine: &MachineSpec,
+        disks: Vec<DiskConfig>,
+        net: Option<NetConfig>,
+    ) -> BootConfig {
         BootConfig {
             cpus: machine.cpus,
             memory: machine.memory,
@@ -129,8 +137,24 @@ impl Premises {
             vsock: self.vsock(),
             disks,
             rng: machine.rng,
-            net: None,
+            net,
         }
+    }
+
+    /// Connects the VM to its network, if it is to have one.
+    ///
+    /// # Errors
+    /// What the network is made of is not there or cannot be used.
+    pub fn connect(&mut self, plan: Option<NetPlan>) -> anyhow::Result<Option<NetConfig>> {
+        let Some(plan) = plan else {
+            return Ok(None);
+        };
+        let network = plan.connect()?;
+        let device = network.device();
+        self.identity.network = Some(network.guest.clone());
+        self.network = Some(network);
+        self.timeline.mark("network connected");
+        Ok(Some(device))
     }
 
     /// Notes the stages in which a machine was made.
@@ -166,6 +190,7 @@ impl Premises {
             resizing: None,
             snapshotting: None,
             memory_faults: self.memory_faults,
+            network: self.network,
             template_watch: self.template_watch,
         };
         (session, self.claim, self.remove)

@@ -21,6 +21,7 @@ use crate::agent::{Adopted, HookFailed};
 use crate::control::server::{ClientId, Server};
 use crate::control::{Reply, Request};
 use crate::error::describe;
+use crate::net::Network;
 use crate::poll;
 use crate::signals::Signals;
 use crate::state::dir::VmDir;
@@ -54,6 +55,8 @@ pub struct Session {
     pub resizing: Option<Resizing>,
     pub snapshotting: Option<Snapshotting>,
     pub memory_faults: MemoryFaults,
+    /// What its network card is connected to.
+    pub network: Option<Network>,
     /// Of a clone: whether its template stays as it was.
     pub template_watch: Option<TemplateWatch>,
 }
@@ -445,6 +448,7 @@ impl Session {
             template: record.template.clone(),
             cpus: record.cpus,
             memory_bytes: record.memory_bytes,
+            network: self.network.as_ref().map(|network| network.guest.clone()),
             size: self.size.clone(),
             agent_ms: guest.is_some().then(|| self.timeline.elapsed_ms()),
             guest,

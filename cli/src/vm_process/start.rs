@@ -22,6 +22,7 @@ use super::{disks, fork, freeze};
 use crate::agent::{HookFailed, PROMPT};
 use crate::commands::restore::check_size;
 use crate::error::{FAILURE, coded, describe, exit_code};
+use crate::machine_args::NETWORK;
 use crate::state::StateDir;
 use crate::state::claim::Claim;
 use crate::state::record::{End, EndReason, Kind, State};
@@ -94,7 +95,8 @@ fn boot(plan: BootPlan, setup: Setup, link: VmEnd) -> u8 {
                 .send(&Message::Step("Booting the guest".to_owned()));
             let (disks, entries) = disks::of_user(&plan.machine)?;
             premises.record.disks = entries;
-            let config = premises.boot_config(&plan.machine, disks);
+            let net = premises.connect(plan.net)?;
+            let config = premises.boot_config(&plan.machine, disks, net);
             let bring_up = if plan.with_agent {
                 BringUp::await_boot(premises.claim.dir())?
             } else {
@@ -140,11 +142,12 @@ fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
             note_template(premises, &plan.template, &template)?;
             let (disks, entries) = disks::of_clone(&template, premises.claim.dir(), &plan.disks)?;
             premises.record.disks = entries;
+            let net = premises.connect(plan.net.take())?;
             let config = CloneConfig {
                 vsock: premises.vsock(),
                 generation: GenerationId::new(premises.identity.generation),
                 disks,
-                net: None,
+                net,
             };
             let mut machine = Machine::restore(template.state(), template.memory(), &config)
                 .with_context(|| format!("Cannot restore template {}", plan.template))?;
@@ -212,6 +215,14 @@ fn acquire(plan: &mut RestorePlan, link: &VmEnd) -> anyhow::Result<Template> {
             format!(
                 "Clones of template {name} need their agent: without it their processes would stand still \
                  for ever; leave out --no-agent"
+            ),
+        ));
+    }
+    if plan.net.is_some() && !guest.devices.iter().any(|device| device == NETWORK) {
+        return Err(coded(
+            FAILURE,
+            format!(
+                "Template {name} has no network device; make it with 'minivmm template create --net'"
             ),
         ));
     }

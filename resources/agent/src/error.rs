@@ -45,6 +45,12 @@ pub enum Error {
          vmw_vsock_virtio_transport built in or listed in /etc/minivmm/modules?"
     )]
     NoVsock(u64),
+    /// The guest has no network device, or no driver for it.
+    #[error(
+        "The guest has no virtio network interface: is virtio_net built in or listed in \
+         /etc/minivmm/modules?"
+    )]
+    NoNetwork,
 }
 
 impl Error {

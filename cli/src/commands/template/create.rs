@@ -17,6 +17,8 @@ const EXAMPLES: &str = "\
 EXAMPLES:
   Make a template of one vCPU and 256 MiB:
     minivmm template create base --kernel guest/vmlinuz --initrd guest/initrd.img
+  One whose clones can be given a network:
+    minivmm template create web --net --kernel guest/vmlinuz --initrd guest/initrd.img
   A larger one, whose kernel tells more as it boots:
     minivmm template create big --kernel guest/vmlinuz --initrd guest/initrd.img \\
         --cpus 4 --mem 2G --cmdline 'console=ttyS0 panic=-1'
@@ -35,6 +37,9 @@ pub struct CreateArgs {
     name: TemplateName,
     #[command(flatten)]
     machine: MachineArgs,
+    /// Give the guest a network card. It has no link in the template; 'restore --net' connects it
+    #[arg(long)]
+    net: bool,
     /// How long the guest may take until its agent answers
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
     timeout: Duration,
@@ -59,7 +64,8 @@ pub struct CreateArgs {
 impl CreateArgs {
     /// Runs the command.
     pub fn run(self, context: &mut Context) -> Outcome {
-        let machine = self.machine.resolve()?;
+        let mut machine = self.machine.resolve()?;
+        machine.network = self.net;
         // Said before a guest is booted for nothing; the store decides again at the end.
         if !matches!(
             context.open_store()?.inspect(&self.name),

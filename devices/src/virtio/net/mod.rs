@@ -29,7 +29,7 @@ mod tests;
 mod transmit;
 mod watch;
 
-pub use port::{FramePort, TapPort};
+pub use port::{FramePort, TapPort, open_tap};
 pub use state::{MacAddress, NET_STATE_VERSION, NetState};
 
 use super::device::{DeviceError, DeviceKind, VirtioDevice};

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 // From include/uapi/linux/if_tun.h: _IOW('T', 208, unsigned int) and _IOW('T', 216, int).
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
 const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
 const TUNSETVNETHDRSZ: libc::c_ulong = 0x4004_54d8;
 
@@ -52,6 +53,35 @@ impl TapPort {
         succeeded(result)?;
         Ok(Self(tap))
     }
+}
+
+/// Opens the tap interface `name`; where there is none it is made, and goes with its last descriptor.
+///
+/// # Errors
+/// There is no /dev/net/tun, or the kernel refuses: `EBUSY` when somebody else has it, `EINVAL` when it is
+/// no tap of one queue, `EPERM` without the right to administer networks. `InvalidInput` when the name is
+/// too long.
+pub fn open_tap(name: &str) -> io::Result<File> {
+    let tap = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // SAFETY: the structure is plain data, for which zeroes are fine.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    let room = request.ifr_name.len() - 1;
+    if name.len() > room {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = libc::c_char::from_ne_bytes([byte]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: the call reads and writes one ifreq behind the pointer, which lives until it returns.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &raw mut request) };
+    succeeded(result)?;
+    Ok(tap)
 }
 
 impl FramePort for TapPort {

@@ -11,6 +11,7 @@ pub mod hotplug;
 pub mod hwrng;
 pub mod machine_id;
 pub mod memory;
+pub mod network;
 pub mod shutdown;
 pub mod uevent;
 pub mod vsock;

@@ -5,7 +5,7 @@ use proto::guest::{AdoptRequest, AdoptResponse, HookResult};
 use crate::VERSION;
 use crate::error::Refusal;
 use crate::machine::hooks::{self, Ran};
-use crate::machine::{Machine, clock, host_names, hotplug, hwrng, machine_id, memory};
+use crate::machine::{Machine, clock, host_names, hotplug, hwrng, machine_id, memory, network};
 
 const GENERATION_ID_BYTES: usize = 16;
 
@@ -33,6 +33,10 @@ pub fn adopt(
     if !request.machine_id.is_empty() {
         machine_id::set(&request.machine_id)?;
     }
+    let interface = match request.network.as_ref() {
+        Some(network) => network::Setup::of(network)?.apply()?,
+        None => String::new(),
+    };
     let hooks = if request.template.is_empty() {
         Vec::new()
     } else {
@@ -49,6 +53,7 @@ pub fn adopt(
         cid: machine.vsock.local_cid().map_or(0, u64::from),
         agent_version: VERSION.to_owned(),
         entropy_credited: true,
+        interface,
         hooks: hooks.into_iter().map(result_of).collect(),
         ..Default::default()
     })
@@ -99,6 +104,9 @@ fn check(request: &AdoptRequest) -> Result<(), Refusal> {
     if request.realtime_ns < 0 {
         let text = format!("Time of {} ns lies before the epoch", request.realtime_ns);
         return Err(Refusal::invalid(text));
+    }
+    if let Some(network) = request.network.as_ref() {
+        network::Setup::of(network)?;
     }
     host_names::check(&request.hostname)?;
     if !request.machine_id.is_empty() {
