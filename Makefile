@@ -44,7 +44,7 @@ demo: setup build guests
 setup:
 	@command -v cargo >/dev/null || \
 	{ echo 'make: no cargo in PATH; install Rust 1.90 or newer, see https://rustup.rs' >&2; exit 1; }
-	@tests/lab/packages gcc libc6-dev shellcheck busybox-static
+	@tests/lab/packages gcc libc6-dev shellcheck busybox-static iproute2
 	@resources/kernel/fetch
 	@mode=$$($(MODE)) && if [ "$$mode" = lab ]; then tests/lab/qemu && tests/lab/prepare; fi
 

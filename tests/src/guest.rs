@@ -18,6 +18,7 @@ pub struct Guest {
     package: &'static str,
     image: &'static str,
     options: Vec<(&'static str, String)>,
+    flags: Vec<&'static str>,
 }
 
 impl Guest {
@@ -44,6 +45,7 @@ impl Guest {
             package,
             image: "vmlinux",
             options: Vec::new(),
+            flags: Vec::new(),
         }
     }
 
@@ -100,6 +102,13 @@ impl Guest {
         self
     }
 
+    /// Any option without a value.
+    #[must_use]
+    pub fn flag(mut self, name: &'static str) -> Self {
+        self.flags.push(name);
+        self
+    }
+
     /// What `uname -r` begins with in this guest.
     #[must_use]
     pub fn release(&self) -> &'static str {
@@ -130,6 +139,7 @@ impl Guest {
         let timeout = ("--timeout", BOOT_SECONDS.to_owned());
         let all = files.iter().chain(&self.options).chain([&timeout]);
         all.flat_map(|(name, value)| [(*name).to_owned(), value.clone()])
+            .chain(self.flags.iter().map(|flag| (*flag).to_owned()))
             .collect()
     }
 
@@ -138,7 +148,8 @@ impl Guest {
     pub fn template_name(&self) -> String {
         let words = std::iter::once(self.package)
             .chain([self.image])
-            .chain(self.options.iter().map(|(_, value)| value.as_str()));
+            .chain(self.options.iter().map(|(_, value)| value.as_str()))
+            .chain(self.flags.iter().copied());
         let name = words.collect::<Vec<_>>().join("-");
         let name = name.trim_start_matches("linux-image-");
         let plain = name.replace(
