@@ -39,7 +39,7 @@ pub struct Identity {
     /// The template, if it is a clone of one.
     pub template: Option<String>,
     /// What its network interface is to be.
-    pub network: Option<GuestNetwork>,
+    pub network: Option<Box<GuestNetwork>>,
 }
 
 impl Identity {
@@ -215,7 +215,7 @@ impl Agent {
             cid: identity.cid.into(),
             id: identity.hostname.clone(),
             template: identity.template.clone().unwrap_or_default(),
-            network: identity.network.as_ref().map(GuestNetwork::request).into(),
+            network: identity.network.as_deref().map(GuestNetwork::request).into(),
             ..Default::default()
         };
         let asked = Instant::now();

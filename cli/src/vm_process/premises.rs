@@ -151,7 +151,7 @@ impl Premises {
         };
         let network = plan.connect()?;
         let device = network.device();
-        self.identity.network = Some(network.guest.clone());
+        self.identity.network = Some(Box::new(network.guest.clone()));
         self.network = Some(network);
         self.timeline.mark("network connected");
         Ok(Some(device))
