@@ -215,7 +215,11 @@ impl Agent {
             cid: identity.cid.into(),
             id: identity.hostname.clone(),
             template: identity.template.clone().unwrap_or_default(),
-            network: identity.network.as_deref().map(GuestNetwork::request).into(),
+            network: identity
+                .network
+                .as_deref()
+                .map(GuestNetwork::request)
+                .into(),
             ..Default::default()
         };
         let asked = Instant::now();

@@ -121,8 +121,14 @@ fn clones_talk_through_a_bridge_while_they_are_paused_and_saved() {
     sender.wait().ok();
     assert_eq!(receiver.wait().ok().text().trim(), sent);
 
-    // A clone of a machine that was in the network is another machine in it.
+    // A clone of a machine that was in the network is another machine in it, and tells the others.
+    namespace.ip("addr add 10.0.0.254/24 dev br0");
+    let stale = "02:00:00:00:00:fe";
+    namespace.ip(&format!(
+        "neigh replace 10.0.0.3 lladdr {stale} nud stale dev br0"
+    ));
     let c = restore(saved, "tap-c", "10.0.0.3/24");
+    assert!(namespace.ip("neigh show 10.0.0.3").contains(&mac(&c)));
     assert_ne!(mac(&c), mac(&a));
     sh(&c, "ping -c 1 -W 5 10.0.0.2");
     sh(&b, "ping -c 1 -W 5 10.0.0.3");
@@ -182,6 +188,19 @@ fn a_clone_without_a_network_has_no_link_and_random_numbers_of_its_own() {
         sh(vm, "ip link set eth0 up; cat /sys/class/net/eth0/carrier"),
         "0"
     );
+}
+
+#[test]
+fn a_guest_that_is_booted_has_its_network() {
+    let host = Host::new();
+    let guest = Guest::debian_6_1().memory("128M");
+    let guest = guest.option("--net", "tap=mv-boot");
+    let vm = host.run(&guest.option("--ip", "10.2.0.2/24"));
+    on_host("ip addr add 10.2.0.1/24 dev mv-boot");
+    on_host("busybox ping -c 1 -W 5 10.2.0.2");
+    sh(&vm, "ping -c 1 -W 5 10.2.0.1");
+    host.remove_vms();
+    assert!(!on_host("ip -o link").contains("mv-boot"));
 }
 
 #[test]
