@@ -44,6 +44,8 @@ pub struct AdoptRequest {
     pub id: ::std::string::String,
     // @@protoc_insertion_point(field:minivmm.v1.AdoptRequest.template)
     pub template: ::std::string::String,
+    // @@protoc_insertion_point(field:minivmm.v1.AdoptRequest.network)
+    pub network: ::protobuf::MessageField<Network>,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.AdoptRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -61,7 +63,7 @@ impl AdoptRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(8);
+        let mut fields = ::std::vec::Vec::with_capacity(9);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "entropy",
@@ -102,6 +104,11 @@ impl AdoptRequest {
             "template",
             |m: &AdoptRequest| { &m.template },
             |m: &mut AdoptRequest| { &mut m.template },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_message_field_accessor::<_, Network>(
+            "network",
+            |m: &AdoptRequest| { &m.network },
+            |m: &mut AdoptRequest| { &mut m.network },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<AdoptRequest>(
             "AdoptRequest",
@@ -145,6 +152,9 @@ impl ::protobuf::Message for AdoptRequest {
                 66 => {
                     self.template = is.read_string()?;
                 },
+                74 => {
+                    ::protobuf::rt::read_singular_message_into_field(is, &mut self.network)?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -181,6 +191,10 @@ impl ::protobuf::Message for AdoptRequest {
         if !self.template.is_empty() {
             my_size += ::protobuf::rt::string_size(8, &self.template);
         }
+        if let Some(v) = self.network.as_ref() {
+            let len = v.compute_size();
+            my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -211,6 +225,9 @@ impl ::protobuf::Message for AdoptRequest {
         if !self.template.is_empty() {
             os.write_string(8, &self.template)?;
         }
+        if let Some(v) = self.network.as_ref() {
+            ::protobuf::rt::write_message_field_with_cached_size(9, v, os)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -236,6 +253,7 @@ impl ::protobuf::Message for AdoptRequest {
         self.cid = 0;
         self.id.clear();
         self.template.clear();
+        self.network.clear();
         self.special_fields.clear();
     }
 
@@ -249,6 +267,7 @@ impl ::protobuf::Message for AdoptRequest {
             cid: 0,
             id: ::std::string::String::new(),
             template: ::std::string::String::new(),
+            network: ::protobuf::MessageField::none(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -272,6 +291,182 @@ impl ::protobuf::reflect::ProtobufValue for AdoptRequest {
     type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
 }
 
+// @@protoc_insertion_point(message:minivmm.v1.Network)
+#[derive(PartialEq,Clone,Default,Debug)]
+pub struct Network {
+    // message fields
+    // @@protoc_insertion_point(field:minivmm.v1.Network.mac)
+    pub mac: ::std::vec::Vec<u8>,
+    // @@protoc_insertion_point(field:minivmm.v1.Network.addresses)
+    pub addresses: ::std::vec::Vec<::std::string::String>,
+    // @@protoc_insertion_point(field:minivmm.v1.Network.gateways)
+    pub gateways: ::std::vec::Vec<::std::string::String>,
+    // @@protoc_insertion_point(field:minivmm.v1.Network.mtu)
+    pub mtu: u32,
+    // special fields
+    // @@protoc_insertion_point(special_field:minivmm.v1.Network.special_fields)
+    pub special_fields: ::protobuf::SpecialFields,
+}
+
+impl<'a> ::std::default::Default for &'a Network {
+    fn default() -> &'a Network {
+        <Network as ::protobuf::Message>::default_instance()
+    }
+}
+
+impl Network {
+    pub fn new() -> Network {
+        ::std::default::Default::default()
+    }
+
+    fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
+        let mut fields = ::std::vec::Vec::with_capacity(4);
+        let mut oneofs = ::std::vec::Vec::with_capacity(0);
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "mac",
+            |m: &Network| { &m.mac },
+            |m: &mut Network| { &mut m.mac },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "addresses",
+            |m: &Network| { &m.addresses },
+            |m: &mut Network| { &mut m.addresses },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_vec_simpler_accessor::<_, _>(
+            "gateways",
+            |m: &Network| { &m.gateways },
+            |m: &mut Network| { &mut m.gateways },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "mtu",
+            |m: &Network| { &m.mtu },
+            |m: &mut Network| { &mut m.mtu },
+        ));
+        ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<Network>(
+            "Network",
+            fields,
+            oneofs,
+        )
+    }
+}
+
+impl ::protobuf::Message for Network {
+    const NAME: &'static str = "Network";
+
+    fn is_initialized(&self) -> bool {
+        true
+    }
+
+    fn merge_from(&mut self, is: &mut ::protobuf::CodedInputStream<'_>) -> ::protobuf::Result<()> {
+        while let Some(tag) = is.read_raw_tag_or_eof()? {
+            match tag {
+                10 => {
+                    self.mac = is.read_bytes()?;
+                },
+                18 => {
+                    self.addresses.push(is.read_string()?);
+                },
+                26 => {
+                    self.gateways.push(is.read_string()?);
+                },
+                32 => {
+                    self.mtu = is.read_uint32()?;
+                },
+                tag => {
+                    ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
+                },
+            };
+        }
+        ::std::result::Result::Ok(())
+    }
+
+    // Compute sizes of nested messages
+    #[allow(unused_variables)]
+    fn compute_size(&self) -> u64 {
+        let mut my_size = 0;
+        if !self.mac.is_empty() {
+            my_size += ::protobuf::rt::bytes_size(1, &self.mac);
+        }
+        for value in &self.addresses {
+            my_size += ::protobuf::rt::string_size(2, &value);
+        };
+        for value in &self.gateways {
+            my_size += ::protobuf::rt::string_size(3, &value);
+        };
+        if self.mtu != 0 {
+            my_size += ::protobuf::rt::uint32_size(4, self.mtu);
+        }
+        my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
+        self.special_fields.cached_size().set(my_size as u32);
+        my_size
+    }
+
+    fn write_to_with_cached_sizes(&self, os: &mut ::protobuf::CodedOutputStream<'_>) -> ::protobuf::Result<()> {
+        if !self.mac.is_empty() {
+            os.write_bytes(1, &self.mac)?;
+        }
+        for v in &self.addresses {
+            os.write_string(2, &v)?;
+        };
+        for v in &self.gateways {
+            os.write_string(3, &v)?;
+        };
+        if self.mtu != 0 {
+            os.write_uint32(4, self.mtu)?;
+        }
+        os.write_unknown_fields(self.special_fields.unknown_fields())?;
+        ::std::result::Result::Ok(())
+    }
+
+    fn special_fields(&self) -> &::protobuf::SpecialFields {
+        &self.special_fields
+    }
+
+    fn mut_special_fields(&mut self) -> &mut ::protobuf::SpecialFields {
+        &mut self.special_fields
+    }
+
+    fn new() -> Network {
+        Network::new()
+    }
+
+    fn clear(&mut self) {
+        self.mac.clear();
+        self.addresses.clear();
+        self.gateways.clear();
+        self.mtu = 0;
+        self.special_fields.clear();
+    }
+
+    fn default_instance() -> &'static Network {
+        static instance: Network = Network {
+            mac: ::std::vec::Vec::new(),
+            addresses: ::std::vec::Vec::new(),
+            gateways: ::std::vec::Vec::new(),
+            mtu: 0,
+            special_fields: ::protobuf::SpecialFields::new(),
+        };
+        &instance
+    }
+}
+
+impl ::protobuf::MessageFull for Network {
+    fn descriptor() -> ::protobuf::reflect::MessageDescriptor {
+        static descriptor: ::protobuf::rt::Lazy<::protobuf::reflect::MessageDescriptor> = ::protobuf::rt::Lazy::new();
+        descriptor.get(|| file_descriptor().message_by_package_relative_name("Network").unwrap()).clone()
+    }
+}
+
+impl ::std::fmt::Display for Network {
+    fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+        ::protobuf::text_format::fmt(self, f)
+    }
+}
+
+impl ::protobuf::reflect::ProtobufValue for Network {
+    type RuntimeType = ::protobuf::reflect::rt::RuntimeTypeMessage<Self>;
+}
+
 // @@protoc_insertion_point(message:minivmm.v1.AdoptResponse)
 #[derive(PartialEq,Clone,Default,Debug)]
 pub struct AdoptResponse {
@@ -290,6 +485,8 @@ pub struct AdoptResponse {
     pub entropy_credited: bool,
     // @@protoc_insertion_point(field:minivmm.v1.AdoptResponse.hooks)
     pub hooks: ::std::vec::Vec<HookResult>,
+    // @@protoc_insertion_point(field:minivmm.v1.AdoptResponse.interface)
+    pub interface: ::std::string::String,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.AdoptResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -307,7 +504,7 @@ impl AdoptResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(7);
+        let mut fields = ::std::vec::Vec::with_capacity(8);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "online_cpus",
@@ -343,6 +540,11 @@ impl AdoptResponse {
             "hooks",
             |m: &AdoptResponse| { &m.hooks },
             |m: &mut AdoptResponse| { &mut m.hooks },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "interface",
+            |m: &AdoptResponse| { &m.interface },
+            |m: &mut AdoptResponse| { &mut m.interface },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<AdoptResponse>(
             "AdoptResponse",
@@ -383,6 +585,9 @@ impl ::protobuf::Message for AdoptResponse {
                 58 => {
                     self.hooks.push(is.read_message()?);
                 },
+                66 => {
+                    self.interface = is.read_string()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -417,6 +622,9 @@ impl ::protobuf::Message for AdoptResponse {
             let len = value.compute_size();
             my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         };
+        if !self.interface.is_empty() {
+            my_size += ::protobuf::rt::string_size(8, &self.interface);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -444,6 +652,9 @@ impl ::protobuf::Message for AdoptResponse {
         for v in &self.hooks {
             ::protobuf::rt::write_message_field_with_cached_size(7, v, os)?;
         };
+        if !self.interface.is_empty() {
+            os.write_string(8, &self.interface)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -468,6 +679,7 @@ impl ::protobuf::Message for AdoptResponse {
         self.agent_version.clear();
         self.entropy_credited = false;
         self.hooks.clear();
+        self.interface.clear();
         self.special_fields.clear();
     }
 
@@ -480,6 +692,7 @@ impl ::protobuf::Message for AdoptResponse {
             agent_version: ::std::string::String::new(),
             entropy_credited: false,
             hooks: ::std::vec::Vec::new(),
+            interface: ::std::string::String::new(),
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3011,69 +3224,74 @@ pub mod shutdown_request {
 
 static file_descriptor_proto_data: &'static [u8] = b"\
     \n\x0bguest.proto\x12\nminivmm.v1\x1a\x1bgoogle/protobuf/empty.proto\"\
-    \xe7\x01\n\x0cAdoptRequest\x12\x18\n\x07entropy\x18\x01\x20\x01(\x0cR\
+    \x96\x02\n\x0cAdoptRequest\x12\x18\n\x07entropy\x18\x01\x20\x01(\x0cR\
     \x07entropy\x12\x1f\n\x0brealtime_ns\x18\x02\x20\x01(\x03R\nrealtimeNs\
     \x12\x1a\n\x08hostname\x18\x03\x20\x01(\tR\x08hostname\x12#\n\rgeneratio\
     n_id\x18\x04\x20\x01(\x0cR\x0cgenerationId\x12\x1d\n\nmachine_id\x18\x05\
     \x20\x01(\tR\tmachineId\x12\x10\n\x03cid\x18\x06\x20\x01(\x04R\x03cid\
     \x12\x0e\n\x02id\x18\x07\x20\x01(\tR\x02id\x12\x1a\n\x08template\x18\x08\
-    \x20\x01(\tR\x08template\"\xfc\x01\n\rAdoptResponse\x12\x1f\n\x0bonline_\
-    cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cmemory_bytes\x18\x02\x20\
-    \x01(\x04R\x0bmemoryBytes\x12\x17\n\x07boot_id\x18\x03\x20\x01(\tR\x06bo\
-    otId\x12\x10\n\x03cid\x18\x04\x20\x01(\x04R\x03cid\x12#\n\ragent_version\
-    \x18\x05\x20\x01(\tR\x0cagentVersion\x12)\n\x10entropy_credited\x18\x06\
-    \x20\x01(\x08R\x0fentropyCredited\x12,\n\x05hooks\x18\x07\x20\x03(\x0b2\
-    \x16.minivmm.v1.HookResultR\x05hooks\"k\n\nHookResult\x12\x12\n\x04name\
-    \x18\x01\x20\x01(\tR\x04name\x12\x18\n\x07failure\x18\x02\x20\x01(\tR\
-    \x07failure\x12\x16\n\x06output\x18\x03\x20\x01(\tR\x06output\x12\x17\n\
-    \x07took_ms\x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"y\n\
-    \x0fPrepareResponse\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\x07droppe\
-    d\x12$\n\x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeBytes\x12&\n\
-    \x0fmem_total_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\",\n\x0bHoldReq\
-    uest\x12\x1d\n\ntimeout_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldR\
-    esponse\x12\x12\n\x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eRelea\
-    seRequest\"*\n\x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\
-    \x04R\x06heldNs\"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\
-    \x01(\rR\x04cpus\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTot\
-    alBytes\x12\x1d\n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\
-    \x0badded_bytes\x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineR\
-    esponse\x12\x1f\n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\
-    \x0cpresent_cpus\x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_\
-    bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\
-    \x20\x01(\rR\x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\r\
-    R\rofflineBlocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\
-    \x1d\n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecR\
-    equest\x12\x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\
-    \x18\x02\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\
-    \x12\x10\n\x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\
-    \x20\x01(\rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\
-    \x14\n\x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\
-    \x20\x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\
-    \x12\x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\
-    \x01(\x08R\x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\
-    \x01(\tR\x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detach\
-    ed\"&\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execI\
-    d\":\n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\
-    \x12\x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\
-    \x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\
-    \x18\x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_i\
-    d\x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\
-    \x04rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownR\
-    equest\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownReque\
-    st.ActionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\
-    \x06REBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\
-    \x05Adopt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptRespon\
-    se\x12B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v\
-    1.PrepareResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.\
-    minivmm.v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequ\
-    est\x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.\
-    v1.OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\
-    \x17.minivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wa\
-    it\x12\x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\
-    \x06Signal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empt\
-    y\x12;\n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.proto\
-    buf.Empty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.\
-    google.protobuf.Emptyb\x06proto3\
+    \x20\x01(\tR\x08template\x12-\n\x07network\x18\t\x20\x01(\x0b2\x13.miniv\
+    mm.v1.NetworkR\x07network\"g\n\x07Network\x12\x10\n\x03mac\x18\x01\x20\
+    \x01(\x0cR\x03mac\x12\x1c\n\taddresses\x18\x02\x20\x03(\tR\taddresses\
+    \x12\x1a\n\x08gateways\x18\x03\x20\x03(\tR\x08gateways\x12\x10\n\x03mtu\
+    \x18\x04\x20\x01(\rR\x03mtu\"\x9a\x02\n\rAdoptResponse\x12\x1f\n\x0bonli\
+    ne_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cmemory_bytes\x18\x02\
+    \x20\x01(\x04R\x0bmemoryBytes\x12\x17\n\x07boot_id\x18\x03\x20\x01(\tR\
+    \x06bootId\x12\x10\n\x03cid\x18\x04\x20\x01(\x04R\x03cid\x12#\n\ragent_v\
+    ersion\x18\x05\x20\x01(\tR\x0cagentVersion\x12)\n\x10entropy_credited\
+    \x18\x06\x20\x01(\x08R\x0fentropyCredited\x12,\n\x05hooks\x18\x07\x20\
+    \x03(\x0b2\x16.minivmm.v1.HookResultR\x05hooks\x12\x1c\n\tinterface\x18\
+    \x08\x20\x01(\tR\tinterface\"k\n\nHookResult\x12\x12\n\x04name\x18\x01\
+    \x20\x01(\tR\x04name\x12\x18\n\x07failure\x18\x02\x20\x01(\tR\x07failure\
+    \x12\x16\n\x06output\x18\x03\x20\x01(\tR\x06output\x12\x17\n\x07took_ms\
+    \x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"y\n\x0fPrepare\
+    Response\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\x07dropped\x12$\n\
+    \x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeBytes\x12&\n\x0fmem_t\
+    otal_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\",\n\x0bHoldRequest\x12\
+    \x1d\n\ntimeout_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldResponse\
+    \x12\x12\n\x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eReleaseReque\
+    st\"*\n\x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\x04R\
+    \x06heldNs\"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\x01(\
+    \rR\x04cpus\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTotalByt\
+    es\x12\x1d\n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\x0badd\
+    ed_bytes\x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineResponse\
+    \x12\x1f\n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cpres\
+    ent_cpus\x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_bytes\
+    \x18\x03\x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\x20\
+    \x01(\rR\x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\rR\ro\
+    fflineBlocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\x1d\
+    \n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecReque\
+    st\x12\x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\x18\
+    \x02\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\x12\
+    \x10\n\x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\x20\
+    \x01(\rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\x14\n\
+    \x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\x20\
+    \x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\x12\
+    \x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\x01\
+    (\x08R\x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01\
+    (\tR\x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detached\"\
+    &\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\":\
+    \n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\
+    \x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\x12\
+    \x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\
+    \x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_id\
+    \x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\x04\
+    rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownReque\
+    st\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownRequest.A\
+    ctionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\x06R\
+    EBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\x05Ad\
+    opt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptResponse\x12\
+    B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v1.Prep\
+    areResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.minivm\
+    m.v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequest\
+    \x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.v1.\
+    OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\x17.m\
+    inivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wait\x12\
+    \x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\x06Si\
+    gnal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empty\x12;\
+    \n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.protobuf.Em\
+    pty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.google\
+    .protobuf.Emptyb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
@@ -3092,8 +3310,9 @@ pub fn file_descriptor() -> &'static ::protobuf::reflect::FileDescriptor {
         let generated_file_descriptor = generated_file_descriptor_lazy.get(|| {
             let mut deps = ::std::vec::Vec::with_capacity(1);
             deps.push(::protobuf::well_known_types::empty::file_descriptor().clone());
-            let mut messages = ::std::vec::Vec::with_capacity(18);
+            let mut messages = ::std::vec::Vec::with_capacity(19);
             messages.push(AdoptRequest::generated_message_descriptor_data());
+            messages.push(Network::generated_message_descriptor_data());
             messages.push(AdoptResponse::generated_message_descriptor_data());
             messages.push(HookResult::generated_message_descriptor_data());
             messages.push(PrepareRequest::generated_message_descriptor_data());
