@@ -7,7 +7,7 @@ MODE = tests/lab/kvm-mode
 BINARIES = $(CURDIR)/target/x86_64-unknown-linux-gnu/release
 RELEASE = cargo build --release --locked -p minivmm -p minivmm-agent
 SCRIPTS = .ci/run .ci/phase resources/kernel/fetch $(wildcard resources/*.sh) resources/python/prepare \
-	tests/prepare-guests tests/run-e2e tests/soak tests/check-faults tests/lab/run tests/lab/prepare tests/lab/qemu tests/lab/packages tests/lab/kvm-mode tests/lab/selftest
+	tests/prepare-guests tests/prepare-images tests/run-e2e tests/soak tests/check-faults tests/lab/run tests/lab/prepare tests/lab/qemu tests/lab/packages tests/lab/kvm-mode tests/lab/selftest
 
 help:
 	@echo 'make demo    boot a Debian kernel, make a template, restore clones; prints the figures'
@@ -44,7 +44,7 @@ demo: setup build guests
 setup:
 	@command -v cargo >/dev/null || \
 	{ echo 'make: no cargo in PATH; install Rust 1.90 or newer, see https://rustup.rs' >&2; exit 1; }
-	@tests/lab/packages gcc libc6-dev shellcheck busybox-static iproute2
+	@tests/lab/packages gcc libc6-dev shellcheck busybox-static iproute2 e2fsprogs
 	@resources/kernel/fetch
 	@mode=$$($(MODE)) && if [ "$$mode" = lab ]; then tests/lab/qemu && tests/lab/prepare; fi
 

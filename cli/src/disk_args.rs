@@ -1,4 +1,4 @@
-//! `--disk PATH[,readonly]`, and opening what it names.
+//! `--disk PATH[,readonly|,temporary]`, and opening what it names.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -20,9 +20,10 @@ const SECTOR: u64 = 512;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Machine")]
 pub struct DiskArgs {
-    /// Disk: a raw file or a block device. With ',readonly' behind it the guest cannot write to it.
-    /// A template gets a copy of it; 'restore' fills the template's empty slots
-    #[arg(long = "disk", value_name = "PATH[,readonly]")]
+    /// Disk: a raw file or a block device. With ',readonly' behind it the guest cannot write to it, with
+    /// ',temporary' what it writes goes with the VM. A template gets a copy of the disk; 'restore' fills the
+    /// template's empty slots
+    #[arg(long = "disk", value_name = "PATH[,readonly|,temporary]")]
     pub disks: Vec<DiskSpec>,
     /// Empty disk slots for 'restore --disk' to fill [default: 0]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
@@ -47,34 +48,48 @@ impl DiskArgs {
     }
 }
 
+/// What becomes of a guest's writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// They are in the file.
+    Write,
+    /// There are none.
+    ReadOnly,
+    /// They are in the VM's directory for as long as it is there.
+    Temporary,
+}
+
 /// A disk as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
     /// The file.
     pub path: PathBuf,
-    /// The guest cannot write to it.
-    pub read_only: bool,
+    /// What becomes of writes.
+    pub access: Access,
 }
+
+const EXPECTED: &str = "PATH, PATH,readonly or PATH,temporary";
 
 impl FromStr for DiskSpec {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (path, read_only) = match text.rsplit_once(',') {
-            None => (text, false),
-            Some((path, "readonly")) => (path, true),
+        let (path, access) = match text.rsplit_once(',') {
+            None => (text, Access::Write),
+            Some((path, "readonly")) => (path, Access::ReadOnly),
+            Some((path, "temporary")) => (path, Access::Temporary),
             Some((_, option)) => {
                 return Err(format!(
-                    "{option:?} is not known behind the comma, expected PATH or PATH,readonly"
+                    "{option:?} is not known behind the comma, expected {EXPECTED}"
                 ));
             }
         };
         if path.is_empty() {
-            return Err("the path is empty, expected PATH or PATH,readonly".to_owned());
+            return Err(format!("the path is empty, expected {EXPECTED}"));
         }
         Ok(Self {
             path: path.into(),
-            read_only,
+            access,
         })
     }
 }
@@ -90,6 +105,19 @@ pub struct OpenDisk {
 }
 
 impl DiskSpec {
+    /// This file, which keeps what is in it.
+    pub fn temporary(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            access: Access::Temporary,
+        }
+    }
+
+    /// The guest cannot write to it.
+    pub fn is_read_only(&self) -> bool {
+        self.access == Access::ReadOnly
+    }
+
     /// With an absolute path, for a process with another working directory.
     ///
     /// # Errors
@@ -105,7 +133,7 @@ impl DiskSpec {
     /// # Errors
     /// It is no disk, or another VM has it.
     pub fn open(&self) -> anyhow::Result<OpenDisk> {
-        open(&self.path, self.read_only)
+        open(&self.path, self.access != Access::Write)
     }
 
     /// Opens it to be copied.
@@ -180,14 +208,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn path_may_be_followed_by_readonly() {
+    fn path_may_be_followed_by_what_becomes_of_writes() {
         let spec = |text: &str| text.parse::<DiskSpec>();
-        let disk = |path: &str, read_only| DiskSpec {
+        let disk = |path: &str, access| DiskSpec {
             path: path.into(),
-            read_only,
+            access,
         };
-        assert_eq!(spec("/d.img"), Ok(disk("/d.img", false)));
-        assert_eq!(spec("/d.img,readonly"), Ok(disk("/d.img", true)));
+        assert_eq!(spec("/d.img"), Ok(disk("/d.img", Access::Write)));
+        assert_eq!(
+            spec("/d.img,readonly"),
+            Ok(disk("/d.img", Access::ReadOnly))
+        );
+        assert_eq!(spec("/d,temporary"), Ok(disk("/d", Access::Temporary)));
         for (text, part) in [
             ("/d,ro", "\"ro\""),
             (",readonly", "empty"),

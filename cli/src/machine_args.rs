@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
+use guest::BuiltGuest;
 use vmm::{MAX_VCPUS, MemorySize, VcpuCounts};
 
 use crate::disk_args::{DiskArgs, DiskSpec};
@@ -20,6 +21,9 @@ const DEFAULT_MEMORY: &str = "256M";
 const DEFAULT_MAX_CPUS: u8 = 32;
 const DEFAULT_MAX_MEMORY: &str = "4G";
 const DEFAULT_GROWTH: u64 = 4;
+/// How the agent is told of the disk with the root file system.
+const ROOT_PARAMETER: &str = "minivmm.root=";
+const FIRST_DISK: &str = "/dev/vda";
 /// The network device's name in a template's manifest.
 pub const NETWORK: &str = "net";
 /// The kernel's own limit without the terminating NUL.
@@ -29,6 +33,10 @@ const MAX_CMDLINE_BYTES: usize = 2047;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
+    /// Guest that 'guest build' has made: its kernel, its initrd, and the disk with its root file system if
+    /// it has one. 'run' does not write to that disk: what the guest changes goes with the VM
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initrd"])]
+    pub guest: Option<PathBuf>,
     /// Kernel: bzImage or ELF vmlinux
     #[arg(long, value_name = "FILE")]
     pub kernel: Option<PathBuf>,
@@ -95,10 +103,20 @@ impl MachineArgs {
     /// Fills in the defaults and checks what belongs together.
     ///
     /// # Errors
-    /// There is no kernel, or a maximum is less than what the machine starts with.
-    pub fn resolve(self) -> anyhow::Result<MachineSpec> {
+    /// There is no kernel or no guest, or a maximum is less than what the machine starts with.
+    pub fn resolve(mut self) -> anyhow::Result<MachineSpec> {
+        let mut cmdline = match self.cmdline.take() {
+            Some(cmdline) => cmdline,
+            None => DEFAULT_CMDLINE.to_owned(),
+        };
+        if let Some(directory) = self.guest.take() {
+            self.take_guest(&BuiltGuest::open(&directory)?, &mut cmdline);
+        }
         let kernel = self.kernel.ok_or_else(|| {
-            usage("--kernel FILE is required; 'minivmm guest build' makes one with its initrd")
+            usage(
+                "--guest DIR or --kernel FILE is required; 'minivmm guest build' makes a guest of a \
+                 distribution's kernel",
+            )
         })?;
         let boot = self.cpus.unwrap_or(DEFAULT_CPUS);
         let cpus = VcpuCounts::new(boot, self.max_cpus.unwrap_or(DEFAULT_MAX_CPUS.max(boot)))
@@ -129,10 +147,25 @@ impl MachineArgs {
             initrd: self.initrd.map(absolute).transpose()?,
             disks: disks.collect::<anyhow::Result<_>>()?,
             disk_slots: self.disk_args.disk_slots.unwrap_or(0),
-            cmdline: self.cmdline.unwrap_or_else(|| DEFAULT_CMDLINE.to_owned()),
+            cmdline,
             rng: self.rng,
             network: false,
         })
+    }
+
+    /// Its disk is the first, and the agent makes it the root.
+    fn take_guest(&mut self, guest: &BuiltGuest, cmdline: &mut String) {
+        self.kernel = Some(guest.vmlinux.clone());
+        self.initrd = Some(guest.initrd.clone());
+        let Some(root) = &guest.root else {
+            return;
+        };
+        self.disk_args.disks.insert(0, DiskSpec::temporary(root));
+        if !cmdline.contains(ROOT_PARAMETER) {
+            // What is behind "--" is for init.
+            let parameter = format!("{ROOT_PARAMETER}{FIRST_DISK} ");
+            cmdline.insert_str(0, &parameter);
+        }
     }
 }
 

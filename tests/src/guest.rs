@@ -17,6 +17,8 @@ const NAME_BYTES: usize = 32;
 pub struct Guest {
     package: &'static str,
     image: &'static str,
+    /// Its root file system is on a disk.
+    has_root_disk: bool,
     options: Vec<(&'static str, String)>,
     flags: Vec<&'static str>,
 }
@@ -40,10 +42,30 @@ impl Guest {
         Self::of("hooks")
     }
 
+    /// A Debian 12 on a disk, with sqlite3 and Python.
+    #[must_use]
+    pub fn debian_root() -> Self {
+        Self::on_a_disk("debian")
+    }
+
+    /// An OCI image of busybox on a disk, whose program greets.
+    #[must_use]
+    pub fn oci_root() -> Self {
+        Self::on_a_disk("oci")
+    }
+
+    fn on_a_disk(name: &'static str) -> Self {
+        Self {
+            has_root_disk: true,
+            ..Self::of(name)
+        }
+    }
+
     fn of(package: &'static str) -> Self {
         Self {
             package,
             image: "vmlinux",
+            has_root_disk: false,
             options: Vec::new(),
             flags: Vec::new(),
         }
@@ -131,11 +153,24 @@ impl Guest {
         self.file("initrd.img")
     }
 
+    /// What `guest build` has made.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.file(".")
+    }
+
     /// The options.
     #[must_use]
     pub fn args(&self) -> Vec<String> {
-        let files = [("--kernel", self.kernel()), ("--initrd", self.initrd())];
-        let files = files.map(|(name, path)| (name, path.to_str().unwrap().to_owned()));
+        let files = if self.has_root_disk {
+            vec![("--guest", self.directory())]
+        } else {
+            vec![("--kernel", self.kernel()), ("--initrd", self.initrd())]
+        };
+        let files = files.into_iter();
+        let files: Vec<_> = files
+            .map(|(name, path)| (name, path.to_str().unwrap().to_owned()))
+            .collect();
         let timeout = ("--timeout", BOOT_SECONDS.to_owned());
         let all = files.iter().chain(&self.options).chain([&timeout]);
         all.flat_map(|(name, value)| [(*name).to_owned(), value.clone()])

@@ -137,7 +137,12 @@ impl BootConfig {
         let rng = self.rng.then_some(VirtioSlot::Rng);
         let net = self.net.as_ref().map(|_| VirtioSlot::Net);
         let first = std::iter::once(VirtioSlot::Vsock);
-        first.chain(mem).chain(rng).chain(net).chain(disks).collect()
+        first
+            .chain(mem)
+            .chain(rng)
+            .chain(net)
+            .chain(disks)
+            .collect()
     }
 }
 

@@ -45,23 +45,18 @@ pub struct ExecArgs {
     /// Set the variables in a file, one a line as for --env, '#' begins a comment; may be repeated
     #[arg(long, value_name = "FILE", value_parser = env::file)]
     env_file: Vec<Variables>,
-    /// Directory to run the command in
-    #[arg(short, long, value_name = "DIR", default_value = "/")]
-    workdir: String,
+    /// Directory to run the command in [default: the image's, else /]
+    #[arg(short, long, value_name = "DIR")]
+    workdir: Option<String>,
     /// User to run the command as, with the groups that the guest's /etc/group gives it or the one group
-    /// that is named here
-    #[arg(
-        short,
-        long,
-        value_name = "NAME|UID[:GROUP|GID]",
-        default_value = "root"
-    )]
-    user: String,
+    /// that is named here [default: the image's, else root]
+    #[arg(short, long, value_name = "NAME|UID[:GROUP|GID]")]
+    user: Option<String>,
     /// The VM
     #[arg(value_name = "ID")]
     id: VmId,
-    /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    /// The command and its arguments [default: the entry point and command of the guest's image]
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 }
@@ -91,13 +86,13 @@ impl ExecArgs {
         ExecRequest {
             argv: self.command,
             env,
-            cwd: self.workdir,
+            cwd: self.workdir.unwrap_or_default(),
             tty: self.tty,
             rows,
             cols,
             stdin: !self.detach && (self.interactive || !io::stdin().is_terminal()),
             detach: self.detach,
-            user: self.user,
+            user: self.user.unwrap_or_default(),
             ..Default::default()
         }
     }

@@ -116,6 +116,7 @@ impl RestoreArgs {
     fn check_frozen_options(&self) -> anyhow::Result<()> {
         let machine = &self.machine;
         let given = [
+            ("--guest", machine.guest.is_some()),
             ("--kernel", machine.kernel.is_some()),
             ("--initrd", machine.initrd.is_some()),
             ("--cmdline", machine.cmdline.is_some()),

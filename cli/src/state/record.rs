@@ -68,7 +68,7 @@ pub struct DiskEntry {
 pub enum DiskKind {
     /// In a file or device of the user's.
     File,
-    /// In the template, and what the VM writes in its own directory.
+    /// In the template or a file that is only read, and what the VM writes in its own directory.
     Overlay,
     /// In the template.
     Template,

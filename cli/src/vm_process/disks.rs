@@ -9,7 +9,7 @@ use rustix::fs::ioctl_ficlone;
 use snapshot::{PendingTemplate, Template, TemplateDisk};
 use vmm::{DiskConfig, DiskImage};
 
-use crate::disk_args::{DiskSpec, OpenDisk};
+use crate::disk_args::{Access, DiskSpec, OpenDisk};
 use crate::error::{FAILURE, coded};
 use crate::machine_args::MachineSpec;
 use crate::state::dir::VmDir;
@@ -22,8 +22,9 @@ pub type Disks = (Vec<DiskConfig>, Vec<DiskEntry>);
 ///
 /// # Errors
 /// One is no disk, or in use.
-pub fn of_user(machine: &MachineSpec) -> anyhow::Result<Disks> {
-    let disks = machine.disks.iter().map(of_file);
+pub fn of_user(machine: &MachineSpec, dir: &VmDir) -> anyhow::Result<Disks> {
+    let disks = machine.disks.iter().enumerate();
+    let disks = disks.map(|(number, spec)| of_file(spec, dir, number));
     let slots = (0..machine.disk_slots).map(|_| Ok(empty()));
     Ok(disks
         .chain(slots)
@@ -41,7 +42,7 @@ pub fn of_pending(machine: &MachineSpec, pending: &mut PendingTemplate) -> anyho
     for spec in &machine.disks {
         let OpenDisk { file, length } = spec.open_source()?;
         let copy = pending
-            .add_disk(Some(&file), length, spec.read_only)
+            .add_disk(Some(&file), length, spec.is_read_only())
             .with_context(|| format!("Cannot copy disk {}", spec.path.display()))?;
         disks.push(disk(spec, copy, length));
     }
@@ -95,7 +96,9 @@ pub fn of_clone(template: &Template, dir: &VmDir, fill: &[DiskSpec]) -> anyhow::
             ))
         }
         (Some(base), Some(content)) => overlay(dir, number, base, content.size),
-        _ => fill.next().map_or_else(|| Ok(empty()), of_file),
+        _ => fill
+            .next()
+            .map_or_else(|| Ok(empty()), |spec| of_file(spec, dir, number)),
     };
     let disks = disks.map(make).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(disks.into_iter().unzip())
@@ -150,9 +153,12 @@ impl SnapshotDisks {
     }
 }
 
-fn of_file(spec: &DiskSpec) -> anyhow::Result<(DiskConfig, DiskEntry)> {
+fn of_file(spec: &DiskSpec, dir: &VmDir, number: usize) -> anyhow::Result<(DiskConfig, DiskEntry)> {
     let OpenDisk { file, length } = spec.open()?;
-    Ok(disk(spec, file, length))
+    match spec.access {
+        Access::Write | Access::ReadOnly => Ok(disk(spec, file, length)),
+        Access::Temporary => overlay(dir, number, &file, length),
+    }
 }
 
 fn disk(spec: &DiskSpec, file: Arc<File>, length: u64) -> (DiskConfig, DiskEntry) {
@@ -160,9 +166,12 @@ fn disk(spec: &DiskSpec, file: Arc<File>, length: u64) -> (DiskConfig, DiskEntry
         kind: DiskKind::File,
         path: Some(spec.path.clone()),
         size_bytes: length,
-        read_only: spec.read_only,
+        read_only: spec.is_read_only(),
     };
-    (config(DiskImage::raw(file, length), spec.read_only), entry)
+    (
+        config(DiskImage::raw(file, length), spec.is_read_only()),
+        entry,
+    )
 }
 
 fn empty() -> (DiskConfig, DiskEntry) {
@@ -175,7 +184,7 @@ fn empty() -> (DiskConfig, DiskEntry) {
     (config(DiskImage::nothing(), false), entry)
 }
 
-/// A file of the clone's own above one of the template's: a copy that shares everything where the
+/// A file of the VM's own above one of its template's or the user's: a copy that shares everything where the
 /// file system can do that, and otherwise one with nothing but what the clone writes.
 fn overlay(
     dir: &VmDir,

@@ -157,11 +157,12 @@ impl AsFd for Copying {
 /// The disk is full.
 pub fn publish(copied: Copied, origin: Origin, hold: Option<Hold>) -> anyhow::Result<Snapshotted> {
     let Copied {
-        opened: Opened {
-            pending,
-            disks: _,
-            copied_because,
-        },
+        opened:
+            Opened {
+                pending,
+                disks: _,
+                copied_because,
+            },
         frozen,
         size,
         begun,

@@ -93,7 +93,7 @@ fn boot(plan: BootPlan, setup: Setup, link: VmEnd) -> u8 {
             premises
                 .link
                 .send(&Message::Step("Booting the guest".to_owned()));
-            let (disks, entries) = disks::of_user(&plan.machine)?;
+            let (disks, entries) = disks::of_user(&plan.machine, premises.claim.dir())?;
             premises.record.disks = entries;
             let net = premises.connect(plan.net)?;
             let config = premises.boot_config(&plan.machine, disks, net);

@@ -35,7 +35,6 @@ impl Command {
     pub fn start(vsock: &Path, line: &str, log: &str) -> anyhow::Result<Self> {
         let request = ExecRequest {
             argv: ["sh", "-c", line].map(str::to_owned).to_vec(),
-            user: "root".to_owned(),
             detach: true,
             log: log.to_owned(),
             ..Default::default()

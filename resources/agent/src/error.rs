@@ -45,6 +45,18 @@ pub enum Error {
          vmw_vsock_virtio_transport built in or listed in /etc/minivmm/modules?"
     )]
     NoVsock(u64),
+    /// The disk of the root file system does not appear.
+    #[error(
+        "There is no disk {} after {seconds} s (minivmm.root=): does the VM have it, and are virtio_blk \
+         and its file system built in or listed in /etc/minivmm/modules?",
+        device.display()
+    )]
+    NoRootDisk {
+        /// What was waited for.
+        device: PathBuf,
+        /// How long.
+        seconds: u64,
+    },
     /// The guest has no network device, or no driver for it.
     #[error(
         "The guest has no virtio network interface: is virtio_net built in or listed in \

@@ -127,6 +127,23 @@ pub enum Error {
         /// What is wrong.
         problem: String,
     },
+    /// A directory that no build has made.
+    #[error(
+        "{} is no guest: there is no {} in it; 'minivmm guest build -o DIR' makes one",
+        path.display(), crate::MANIFEST_FILE
+    )]
+    NoGuest {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The description of a guest that was built before is not understood.
+    #[error("{} {problem}", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The output directory holds something else.
     #[error(
         "{} exists and holds no guest (no {}); give a new directory or empty it",

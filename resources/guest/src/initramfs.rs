@@ -8,11 +8,15 @@ use sha2::{Digest, Sha256};
 use crate::error::Error;
 use crate::manifest::{SourceRecord, hex};
 use crate::modules::Module;
+use crate::rootfs::ImageConfig;
 use crate::tree::{Kind, Node, Tree};
 use crate::{BuildOptions, archive, busybox, elf};
 
 /// The agent loads what this file lists, in this order.
 const MODULE_LIST: &str = "etc/minivmm/modules";
+
+/// How the image of the root file system wants its programs to be run, for the agent.
+const IMAGE: &str = "etc/minivmm/image";
 
 /// Directories that are mounted over or that programs expect.
 const DIRECTORIES: [(&str, u32); 12] = [
@@ -63,6 +67,7 @@ impl Initramfs {
         options: &BuildOptions,
         version: &str,
         modules: &[Module],
+        image: Option<&ImageConfig>,
     ) -> Result<Self, Error> {
         let mut initramfs = Self {
             tree: Tree::default(),
@@ -76,6 +81,9 @@ impl Initramfs {
         }
         if let Some(overlay) = &options.overlay {
             initramfs.tree.overlay(overlay)?;
+        }
+        if let Some(image) = image {
+            initramfs.tree.file(IMAGE, 0o644, image.to_records())?;
         }
         Ok(initramfs)
     }

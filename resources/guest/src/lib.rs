@@ -9,6 +9,7 @@
 //! - `publish` makes all of it appear at once, or not at all.
 
 mod archive;
+mod built;
 mod busybox;
 mod deb;
 mod decompress;
@@ -117,13 +118,14 @@ pub fn build(options: &BuildOptions, progress: &mut dyn FnMut(Step)) -> Result<B
     progress(Step::ExtractKernel(kernel.version.clone()));
     let vmlinux = image::extract_vmlinux(&kernel.image, &kernel.image_name)?;
 
-    progress(Step::WriteInitramfs(modules.len()));
-    let initramfs = Initramfs::assemble(options, &kernel.version, &modules)?;
-    let initrd = initramfs.to_archive()?;
-
     let root = options.root.as_ref();
     let root = root.map(|root| rootfs::make(root, &staging, ROOT_FILE, progress));
     let image = root.transpose()?;
+
+    progress(Step::WriteInitramfs(modules.len()));
+    let config = image.as_ref().map(|image| &image.config);
+    let initramfs = Initramfs::assemble(options, &kernel.version, &modules, config)?;
+    let initrd = initramfs.to_archive()?;
 
     progress(Step::Publish(options.output.clone()));
     staging.write(VMLINUZ_FILE, &kernel.image)?;

@@ -11,7 +11,7 @@ use crate::source::KernelSource;
 /// The manifest's name in the output directory.
 pub const FILE_NAME: &str = "guest.json";
 /// Raised when a reader of the older form could misunderstand it.
-const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 1;
 
 /// The content of a guest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

@@ -87,7 +87,10 @@ fn build(name: &str, built_in: &[&str]) {
     expected.retain(|module| !built_in.contains(module));
     assert_eq!(sorted, expected);
     let place = |name| order.iter().position(|module| *module == name);
-    for (module, needed) in NEEDS {
+    let as_modules = NEEDS
+        .iter()
+        .filter(|(module, _)| !built_in.contains(module));
+    for &(module, needed) in as_modules {
         // One that is built in has no place, which is before any other.
         assert!(place(needed) < place(module), "{module} before {needed}");
     }

@@ -1,11 +1,13 @@
 //! Runs commands for the host.
 //!
 //! - [`plan`] turns a request into what is to be run, and refuses what cannot be.
+//! - [`image`] is what a command gets that is not told otherwise.
 //! - [`spawn`] starts it; [`pump`] moves one of its streams between process and host.
 //! - [`channel`] is a stream of a command; [`session`] is one command from request to [`outcome`]; [`table`] is all of them.
 
 pub mod channel;
 pub mod debug_shell;
+pub mod image;
 pub mod outcome;
 pub mod plan;
 pub mod pump;

@@ -7,10 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use proto::guest::ExecRequest;
+use rustix::process::geteuid;
 use rustix::termios::Winsize;
 use ttrpc::Code;
 
 use crate::error::Refusal;
+use crate::exec::image::Image;
 use crate::exec::user::User;
 use crate::tool;
 
@@ -18,6 +20,8 @@ use crate::tool;
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The agent, also when its file has been replaced.
 const OWN_PROGRAM: &str = "/proc/self/exe";
+/// The user of a command for which nobody names another: with the home directory that it has.
+const ROOT: &str = "0";
 const DEFAULT_TERM: &str = "xterm";
 
 /// A command that can be started.
@@ -45,11 +49,14 @@ pub struct Plan {
 pub type Log = Option<PathBuf>;
 
 impl Plan {
-    /// Checks the request against the guest.
-    pub fn new(request: ExecRequest) -> Result<Self, Refusal> {
+    /// Checks the request against the guest. What it leaves open is as the image says.
+    pub fn new(mut request: ExecRequest, image: &Image) -> Result<Self, Refusal> {
+        if !request.tool {
+            complete(&mut request, image);
+        }
         let name = request.argv.first().filter(|name| !name.is_empty());
         let name = name
-            .ok_or_else(|| Refusal::invalid("No command given"))?
+            .ok_or_else(|| Refusal::invalid("No command given, and the guest's image has none"))?
             .clone();
         if let Some(text) = request
             .argv
@@ -88,6 +95,23 @@ impl Plan {
             detached,
         })
     }
+}
+
+fn complete(request: &mut ExecRequest, image: &Image) {
+    if request.argv.is_empty() {
+        request.argv.clone_from(&image.argv);
+    }
+    if request.cwd.is_empty() {
+        request.cwd.clone_from(&image.cwd);
+    }
+    if request.user.is_empty() {
+        request.user.clone_from(&image.user);
+    }
+    if request.user.is_empty() && geteuid().is_root() {
+        ROOT.clone_into(&mut request.user);
+    }
+    let given = std::mem::take(&mut request.env);
+    request.env = image.env.iter().cloned().chain(given).collect();
 }
 
 fn detached(request: &ExecRequest) -> Result<Option<Log>, Refusal> {
@@ -211,7 +235,7 @@ mod tests {
         let mut request = ExecRequest::new();
         request.argv = argv.iter().map(|&arg| arg.to_owned()).collect();
         change(&mut request);
-        Plan::new(request)
+        Plan::new(request, &Image::default())
     }
 
     fn refusal(argv: &[&str], change: impl FnOnce(&mut ExecRequest)) -> (Code, String) {
@@ -225,6 +249,36 @@ mod tests {
             r.env = vec!["PATH=/nowhere:/bin".to_owned()];
         });
         assert_eq!(plan.unwrap().program, Path::new("/bin/sh"));
+    }
+
+    #[test]
+    fn what_is_left_open_is_as_the_image_says() {
+        let image = Image {
+            argv: vec!["sh".into(), "-c".into()],
+            env: vec!["PATH=/bin".into(), "A=image".into()],
+            cwd: "/etc".into(),
+            user: "0:0".into(),
+        };
+        let own = Plan::new(ExecRequest::new(), &image).unwrap();
+        assert_eq!(own.argv, ["sh", "-c"]);
+        assert_eq!(own.program, Path::new("/bin/sh"));
+        assert_eq!(own.cwd, Path::new("/etc"));
+        assert!(own.user.is_some());
+
+        let mut request = ExecRequest::new();
+        request.argv = vec!["true".into()];
+        request.cwd = "/".into();
+        request.env = vec!["A=request".into()];
+        let other = Plan::new(request.clone(), &image).unwrap();
+        assert_eq!((other.argv.len(), other.cwd.as_path()), (1, Path::new("/")));
+        let last = other.env.iter().rfind(|(name, _)| name == "A").unwrap();
+        assert_eq!(last.1, "request");
+
+        request.tool = true;
+        request.cwd.clear();
+        let tool = Plan::new(request, &image).unwrap();
+        assert_eq!(tool.cwd, Path::new("/"));
+        assert!(tool.user.is_none());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use ttrpc::Code;
 
 use crate::error::{Error, Refusal};
 use crate::exec::End;
+use crate::exec::image::Image;
 use crate::exec::plan::Plan;
 use crate::exec::pump::CHUNK_BYTES;
 use crate::exec::session::Session;
@@ -36,6 +37,7 @@ pub struct Table {
     /// Streams that have more to move than one turn allows.
     unfinished: Vec<(u32, End)>,
     chunk: Vec<u8>,
+    image: Image,
     last_id: u32,
 }
 
@@ -48,13 +50,14 @@ impl Table {
             unclaimed: VecDeque::new(),
             unfinished: Vec::new(),
             chunk: Vec::new(),
+            image: Image::load(),
             last_id: 0,
         }
     }
 
     /// Sets a command up and returns its id.
     pub fn create(&mut self, request: ExecRequest) -> Result<String, Refusal> {
-        let plan = Plan::new(request)?;
+        let plan = Plan::new(request, &self.image)?;
         if self.sessions.len() >= MAX_COMMANDS {
             let text = format!("{MAX_COMMANDS} commands are there already");
             return Err(Refusal::new(Code::RESOURCE_EXHAUSTED, text));

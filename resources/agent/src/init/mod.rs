@@ -3,6 +3,7 @@
 mod loopback;
 mod modules;
 mod mounts;
+mod root;
 
 use std::fs;
 use std::time::Duration;
@@ -24,13 +25,14 @@ pub fn run() -> Result<(), Error> {
     // Before the modules, so that no event of theirs is missed.
     let mut uevents = Uevents::open()?;
     modules::load_listed();
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    root::enter(&command_line, &mut uevents)?;
     best_effort("bring up the loopback interface", loopback::bring_up());
     best_effort("set the host name", host_names::set_from_file());
     best_effort("make a machine id", machine_id::fill_empty());
     // What the host adds later is then in use without a further step.
     hotplug::online_new_memory_automatically();
 
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let shell_wanted = has_flag(&command_line, "minivmm.debug_shell");
     if shell_wanted {
         debug_shell::start();

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use rustix::mount::mount_bind;
 
-use super::{RUN_DIRECTORY, RUN_DIRECTORY_MODE, read_kernel_file};
+use super::read_kernel_file;
 use crate::error::Error;
 use crate::say;
 
@@ -67,7 +67,7 @@ impl BootId {
 
 /// Another agent before this one may have left its own.
 fn cover(text: &str) -> Result<File, Error> {
-    super::make_directory(RUN_DIRECTORY, RUN_DIRECTORY_MODE)?;
+    super::make_run_directory()?;
     match fs::remove_file(COVER) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             return Err(Error::file("remove", COVER)(error));

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::mount::mount_bind;
 
-use super::{RUN_DIRECTORY, RUN_DIRECTORY_MODE, read_kernel_file};
+use super::read_kernel_file;
 use crate::error::{Error, Refusal};
 
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -75,7 +75,7 @@ fn overwrite(path: &Path, id: &str) -> io::Result<()> {
 }
 
 fn cover(path: &Path, id: &str) -> Result<(), Error> {
-    super::make_directory(RUN_DIRECTORY, RUN_DIRECTORY_MODE)?;
+    super::make_run_directory()?;
     let mut file = File::options()
         .write(true)
         .create(true)

@@ -61,6 +61,11 @@ impl Machine {
     }
 }
 
+/// Makes the directory for what the agent keeps while the guest runs.
+pub fn make_run_directory() -> Result<(), Error> {
+    make_directory(RUN_DIRECTORY, RUN_DIRECTORY_MODE)
+}
+
 fn make_directory(path: &'static str, mode: u32) -> Result<(), Error> {
     match DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::WaitOptions;
 use rustix::system::{RebootCommand, reboot};
 
+use super::file_systems::FileSystems;
 use crate::error::Error;
 use crate::say;
 
@@ -35,6 +36,8 @@ pub fn end(action: Action) -> Result<(), Error> {
         return ask_systemd(action);
     }
     rustix::fs::sync();
+    // A disk is then as after a clean unmount.
+    FileSystems::default().freeze();
     let command = match action {
         Action::POWEROFF => RebootCommand::PowerOff,
         Action::REBOOT => RebootCommand::Restart,

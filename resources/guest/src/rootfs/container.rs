@@ -124,6 +124,29 @@ struct RunConfig {
     user: Option<String>,
 }
 
+impl RunConfig {
+    /// What can be given to a program. A variable without a value is none.
+    fn checked(self) -> Result<ImageConfig, String> {
+        let mut config = ImageConfig {
+            entrypoint: self.entrypoint.unwrap_or_default(),
+            cmd: self.cmd.unwrap_or_default(),
+            env: self.env.unwrap_or_default(),
+            working_dir: self.working_dir.unwrap_or_default(),
+            user: self.user.unwrap_or_default(),
+        };
+        config.env.retain(|variable| variable.contains('='));
+        let lists = [&config.entrypoint, &config.cmd, &config.env];
+        let single = [&config.working_dir, &config.user];
+        let mut all = lists.into_iter().flatten().chain(single);
+        let with_nul = all.find(|text| text.contains('\0')).cloned();
+        drop(all);
+        match with_nul {
+            None => Ok(config),
+            Some(text) => Err(format!("its configuration has a NUL character in {text:?}")),
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct LayerIds {
     diff_ids: Vec<String>,
@@ -246,17 +269,12 @@ impl Container {
                 diff_id: self.digest(diff_id)?,
             })
         });
-        let run = file.config.unwrap_or_default();
+        let config = file.config.unwrap_or_default().checked();
+        let config = config.map_err(|problem| self.problem(problem))?;
         Ok(Image {
             digest: format!("sha256:{}", hex(&Sha256::digest(&bytes))),
             layers: layers.collect::<Result<_, Error>>()?,
-            config: ImageConfig {
-                entrypoint: run.entrypoint.unwrap_or_default(),
-                cmd: run.cmd.unwrap_or_default(),
-                env: run.env.unwrap_or_default(),
-                working_dir: run.working_dir.unwrap_or_default(),
-                user: run.user.unwrap_or_default(),
-            },
+            config,
         })
     }
 

@@ -60,6 +60,21 @@ pub struct ImageConfig {
     pub user: String,
 }
 
+impl ImageConfig {
+    /// As the agent reads it: records `KEY=VALUE` that each end with a NUL, which none of these holds.
+    pub(crate) fn to_records(&self) -> Vec<u8> {
+        let argv = self.entrypoint.iter().chain(&self.cmd).map(|v| ("arg", v));
+        let env = self.env.iter().map(|v| ("env", v));
+        let rest = [("cwd", &self.working_dir), ("user", &self.user)];
+        let said = rest.into_iter().filter(|(_, value)| !value.is_empty());
+        let mut records = Vec::new();
+        for (key, value) in argv.chain(env).chain(said) {
+            records.extend(format!("{key}={value}\0").into_bytes());
+        }
+        records
+    }
+}
+
 /// A root file system that was made.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct ImageRecord {
