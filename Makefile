@@ -13,7 +13,7 @@ help:
 	@echo 'make demo    boot a Debian kernel, make a template, restore clones; prints the figures'
 	@echo 'make test    everything: build, unit tests, end-to-end tests on real kernels, lint'
 	@echo 'make unit    unit tests and the KVM tests with hand-made guests'
-	@echo 'make e2e     end-to-end tests only (TESTS="--test boot" for one file)'
+	@echo 'make e2e     end-to-end tests only (TESTS="--test boot" for one file, KERNELS=all for each kernel)'
 	@echo 'make soak    long tests with random moments for MINUTES=30; prints a table'
 	@echo 'make bench   minivmm beside its floor, the bare KVM calls; prints ratios (BENCH="--only restores --rounds 50")'
 	@echo 'make lint    formatting, clippy, documentation, shell scripts, dependencies'

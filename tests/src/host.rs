@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use serde_json::Value;
 
 use crate::guest::Guest;
+use crate::kept_templates;
 use crate::leftovers;
 use crate::process::{Ended, Running};
 use crate::scratch;
@@ -196,7 +197,12 @@ impl Host {
             .entry(name.clone())
             .or_default()
             .clone();
-        made.get_or_init(|| drop(self.create_template(&name, guest)));
+        made.get_or_init(|| {
+            if !kept_templates::take(&self.store, &name) {
+                self.create_template(&name, guest);
+                kept_templates::keep(&self.store, &name);
+            }
+        });
         name
     }
 

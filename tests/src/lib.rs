@@ -40,6 +40,7 @@ pub mod clock;
 pub mod guest;
 pub mod host;
 pub mod hybrid;
+mod kept_templates;
 pub mod leftovers;
 pub mod pattern;
 pub mod process;

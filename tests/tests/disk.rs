@@ -55,6 +55,21 @@ fn check_load(vm: &Vm) -> u32 {
     checked.ok().text().trim().parse().unwrap()
 }
 
+/// Looks at the three disks, and writes to the first from now on.
+fn begin_load(vm: &Vm) {
+    vm.sh("mke2fs /dev/vda >/dev/null && mkdir /d && mount -t ext4 /dev/vda /d")
+        .ok();
+    vm.sh("cat /sys/block/vdc/size").ok().prints("0");
+    vm.sh("head -c 7 /dev/vdb").ok().prints("read me");
+    vm.sh("cat /sys/block/vdb/ro").ok().prints("1");
+    vm.sh("dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync")
+        .fails(1);
+    vm.sh(&format!("({LOAD}) >/dev/null 2>&1 </dev/null &"))
+        .ok();
+    vm.sh("until [ -e /progress ] && [ $(cat /progress) -gt 20 ]; do sleep 0.1; done")
+        .ok();
+}
+
 fn load_and_clones(guest: &Guest) {
     let host = Host::new();
     let own = disk(&host, "own.img", 48, "");
@@ -66,18 +81,8 @@ fn load_and_clones(guest: &Guest) {
         .option("--disk", &format!("{},readonly", media.display()))
         .option("--disk-slots", "1");
     let vm = host.run(&guest);
-    vm.sh("mke2fs /dev/vda >/dev/null && mkdir /d && mount -t ext4 /dev/vda /d")
-        .ok();
-    vm.sh("cat /sys/block/vdc/size").ok().prints("0");
-    vm.sh("head -c 7 /dev/vdb").ok().prints("read me");
-    vm.sh("cat /sys/block/vdb/ro").ok().prints("1");
-    vm.sh("dd if=/dev/zero of=/dev/vdb bs=512 count=1 conv=fsync")
-        .fails(1);
+    begin_load(&vm);
     assert_eq!(fs::read(&media).unwrap(), media_before);
-    vm.sh(&format!("({LOAD}) >/dev/null 2>&1 </dev/null &"))
-        .ok();
-    vm.sh("until [ -e /progress ] && [ $(cat /progress) -gt 20 ]; do sleep 0.1; done")
-        .ok();
 
     host.minivmm(["snapshot", vm.id(), "loaded"]).ok();
 

@@ -22,7 +22,7 @@ const MAX_LOG_BYTES: u64 = 8 << 20;
 /// What is kept for a client that does not read; after that its oldest output is dropped.
 const MAX_UNSENT_BYTES: usize = 256 * 1024;
 /// What is kept of the output for error messages.
-const TAIL_BYTES: usize = 4096;
+const TAIL_BYTES: usize = 16 << 10;
 /// Clients at one time; further ones are turned away.
 const MAX_CLIENTS: usize = 16;
 /// How long clients may take for the last output.
@@ -152,15 +152,8 @@ impl ConsoleHub {
 
     /// The last lines that the guest has printed.
     pub fn tail(&self) -> String {
-        const LINES: usize = 15;
         let bytes: Vec<u8> = self.tail.iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
-        let lines: Vec<&str> = text
-            .lines()
-            .filter(|line| !line.trim().is_empty())
-            .collect();
-        let skip = lines.len().saturating_sub(LINES);
-        lines.get(skip..).unwrap_or_default().join("\n")
+        last_lines(&String::from_utf8_lossy(&bytes))
     }
 
     fn accept(&mut self) {
@@ -265,6 +258,23 @@ fn push_bounded(queue: &mut VecDeque<u8>, bytes: &[u8], limit: usize) {
     queue.extend(bytes);
     let excess = queue.len().saturating_sub(limit);
     queue.drain(..excess);
+}
+
+/// The last lines of a console. A guest whose agent has ended panics with a long trace: the agent's own
+/// words stay before it.
+fn last_lines(text: &str) -> String {
+    const LINES: usize = 15;
+    const AGENT: &str = "minivmm-agent: ";
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let skip = lines.len().saturating_sub(LINES);
+    let (before, last) = lines.split_at(skip);
+    let said = before.iter().rfind(|line| line.starts_with(AGENT));
+    let said = said.into_iter().flat_map(|line| [*line, "[...]"]);
+    let lines: Vec<&str> = said.chain(last.iter().copied()).collect();
+    lines.join("\n")
 }
 
 #[cfg(test)]

@@ -145,3 +145,18 @@ fn what_was_typed_before_leaving_counts_and_the_client_is_forgotten_at_once() {
     assert_eq!(fixture.hub.clients.len(), 1);
     assert_eq!(fixture.hub.typed, b"12");
 }
+
+#[test]
+fn what_the_agent_said_is_told_before_a_long_trace() {
+    let trace: String = (0..20).map(|n| format!("[ 1.{n}] trace {n}\n")).collect();
+    let text = format!("minivmm-agent: first\n\nminivmm-agent: no disk\n{trace}");
+    let told = last_lines(&text);
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(
+        lines[..3],
+        ["minivmm-agent: no disk", "[...]", "[ 1.5] trace 5"]
+    );
+    assert_eq!(lines.len(), 17);
+    assert_eq!(last_lines("a\nminivmm-agent: b\n"), "a\nminivmm-agent: b");
+    assert_eq!(last_lines(""), "");
+}

@@ -62,9 +62,7 @@ pub fn enter(command_line: &str, uevents: &mut Uevents) -> Result<(), Error> {
 impl RootDisk {
     fn parse(command_line: &str) -> Option<Self> {
         let words = command_line.split_ascii_whitespace();
-        let value = words
-            .filter_map(|word| word.strip_prefix(PARAMETER))
-            .last()?;
+        let value = words.rev().find_map(|word| word.strip_prefix(PARAMETER))?;
         let (device, read_only) = match value.strip_suffix(READ_ONLY) {
             Some(device) => (device, true),
             None => (value, false),
