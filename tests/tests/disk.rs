@@ -70,6 +70,19 @@ fn begin_load(vm: &Vm) {
         .ok();
 }
 
+/// The first clone has nothing in its slot, the second a disk that nobody else may have.
+fn slot_is_filled(host: &Host, clones: &[Vm; 2], fill: &Path) {
+    clones[0].sh("cat /sys/block/vdc/size").ok().prints("0");
+    let filled = clones[1].sh(
+        "until [ $(cat /sys/block/vdc/size) = 4096 ]; do sleep 0.1; done; head -c 6 /dev/vdc; \
+         echo written | dd of=/dev/vdc conv=fsync,notrunc 2>/dev/null",
+    );
+    filled.ok().prints("filled");
+    assert_eq!(start_of(&fill, 7), "written");
+    let taken = host.minivmm(["restore", "loaded", "--disk", fill.to_str().unwrap()]);
+    taken.fails(1).says("in use by another VM").says("fill.img");
+}
+
 fn load_and_clones(guest: &Guest) {
     let host = Host::new();
     let own = disk(&host, "own.img", 48, "");
@@ -120,16 +133,7 @@ fn load_and_clones(guest: &Guest) {
     );
     host.minivmm(["template", "verify", "loaded"]).ok();
 
-    // The slot.
-    clones[0].sh("cat /sys/block/vdc/size").ok().prints("0");
-    let filled = clones[1].sh(
-        "until [ $(cat /sys/block/vdc/size) = 4096 ]; do sleep 0.1; done; head -c 6 /dev/vdc; \
-         echo written | dd of=/dev/vdc conv=fsync,notrunc 2>/dev/null",
-    );
-    filled.ok().prints("filled");
-    assert_eq!(start_of(&fill, 7), "written");
-    let taken = host.minivmm(["restore", "loaded", "--disk", fill.to_str().unwrap()]);
-    taken.fails(1).says("in use by another VM").says("fill.img");
+    slot_is_filled(&host, &clones, &fill);
 
     let overlay = clones[0].dir().join("disk-0");
     let on_disk = overlay.metadata().unwrap().blocks() * 512;
