@@ -78,7 +78,7 @@ fn slot_is_filled(host: &Host, clones: &[Vm; 2], fill: &Path) {
          echo written | dd of=/dev/vdc conv=fsync,notrunc 2>/dev/null",
     );
     filled.ok().prints("filled");
-    assert_eq!(start_of(&fill, 7), "written");
+    assert_eq!(start_of(fill, 7), "written");
     let taken = host.minivmm(["restore", "loaded", "--disk", fill.to_str().unwrap()]);
     taken.fails(1).says("in use by another VM").says("fill.img");
 }
