@@ -89,7 +89,6 @@ fn wrong_command_lines_are_usage_errors() {
     assert_usage_error("restore ..", &["starts with '.'"]);
     assert_usage_error("restore base --kernel k", &["--kernel", "--create"]);
     assert_usage_error("restore base --create", &["--kernel FILE is required"]);
-    assert_usage_error("exec vm", &["COMMAND"]);
     assert_usage_error("exec -e =x vm -- true", &["NAME=VALUE"]);
     assert_usage_error("exec --env-file /no/such vm -- true", &["No such file"]);
     let create = "template create x --kernel k";

@@ -184,7 +184,7 @@ fn start(exec: &ExecRequest, streams: &HashMap<String, UnixStream>) -> Child {
                 .iter()
                 .filter_map(|variable| variable.split_once('=')),
         )
-        .current_dir(&exec.cwd)
+        .current_dir(Path::new("/").join(&exec.cwd))
         .stdin(stdio("stdin"))
         .stdout(stdio("stdout"))
         .stderr(stdio("stderr"))
