@@ -66,6 +66,7 @@ enum Command {
     Restore(commands::restore::RestoreArgs),
     Resize(commands::resize::ResizeArgs),
     Snapshot(commands::snapshot::SnapshotArgs),
+    Stats(commands::stats::StatsArgs),
     #[command(subcommand)]
     Template(commands::template::TemplateCommand),
     Ps(commands::ps::PsArgs),
@@ -139,6 +140,7 @@ impl Cli {
             Command::Restore(args) => args.run(context),
             Command::Resize(args) => args.run(&mut context),
             Command::Snapshot(args) => args.run(&mut context),
+            Command::Stats(args) => args.run(&context),
             Command::Template(command) => command.run(context),
             Command::Ps(args) => args.run(&context),
             Command::Exec(args) => args.run(&context),

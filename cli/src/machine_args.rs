@@ -63,6 +63,9 @@ pub struct MachineArgs {
     /// Give the guest an entropy device (virtio-rng, /dev/hwrng)
     #[arg(long)]
     pub rng: bool,
+    /// Have the guest give back memory that it does not use, and tell of it in 'stats' (virtio-balloon)
+    #[arg(long)]
+    pub balloon: bool,
 }
 
 /// A machine to boot, every choice made and checked.
@@ -86,6 +89,8 @@ pub struct MachineSpec {
     pub disk_slots: u8,
     /// There is an entropy device.
     pub rng: bool,
+    /// There is a balloon device.
+    pub balloon: bool,
     /// There is a network device.
     pub network: bool,
 }
@@ -93,7 +98,11 @@ pub struct MachineSpec {
 impl MachineSpec {
     /// The names of the devices that not every machine has.
     pub fn devices(&self) -> Vec<String> {
-        let names = [("rng", self.rng), (NETWORK, self.network)];
+        let names = [
+            ("rng", self.rng),
+            ("balloon", self.balloon),
+            (NETWORK, self.network),
+        ];
         let present = names.iter().filter(|(_, present)| *present);
         present.map(|(name, _)| (*name).to_owned()).collect()
     }
@@ -149,6 +158,7 @@ impl MachineArgs {
             disk_slots: self.disk_args.disk_slots.unwrap_or(0),
             cmdline,
             rng: self.rng,
+            balloon: self.balloon,
             network: false,
         })
     }

@@ -30,6 +30,7 @@ mod state;
 mod stream;
 mod terminal;
 mod timeline;
+mod usage;
 mod vm_process;
 mod warm;
 

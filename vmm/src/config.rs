@@ -116,6 +116,8 @@ pub struct BootConfig {
     pub disks: Vec<DiskConfig>,
     /// There is an entropy device.
     pub rng: bool,
+    /// The guest gives back what it does not use, and tells of its memory.
+    pub balloon: bool,
     /// Network device.
     pub net: Option<NetConfig>,
 }
@@ -135,11 +137,13 @@ impl BootConfig {
             .zip(&self.disks)
             .map(|(number, _)| VirtioSlot::Disk(number));
         let rng = self.rng.then_some(VirtioSlot::Rng);
+        let balloon = self.balloon.then_some(VirtioSlot::Balloon);
         let net = self.net.as_ref().map(|_| VirtioSlot::Net);
         let first = std::iter::once(VirtioSlot::Vsock);
         first
             .chain(mem)
             .chain(rng)
+            .chain(balloon)
             .chain(net)
             .chain(disks)
             .collect()

@@ -83,6 +83,8 @@ pub enum VirtioSlot {
     Mem,
     /// The entropy device.
     Rng,
+    /// The balloon device.
+    Balloon,
     /// The network device.
     Net,
     /// A disk, from 0 and below [`MAX_DISKS`].
@@ -97,6 +99,7 @@ impl VirtioSlot {
             Self::Vsock => 0,
             Self::Mem => 1,
             Self::Rng => 2,
+            Self::Balloon => 3,
             Self::Net => 4,
             Self::Disk(disk) => FIRST_DISK + disk,
         }

@@ -11,13 +11,14 @@
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
-//! | [`platform`], `virtio_part`, `net_part`, `disks` | the devices of the machine and their wiring |
+//! | [`platform`], `virtio_part`, `net_part`, `balloon_part`, `disks` | the devices of the machine and their wiring |
 //! | [`event_loop`] | the thread that serves them |
 //! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
 //! | `map_layers` | mapping a template's memory files |
 //! | [`memory_fault`] | RAM that cannot be reached any more |
 
 mod acpi;
+mod balloon_part;
 pub mod boot;
 pub mod cold_boot;
 pub mod config;
@@ -46,11 +47,13 @@ pub mod stages;
 pub mod vcpu;
 mod virtio_part;
 
+pub use balloon_part::StatsRequest;
 pub use config::{
     BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, NetConfig, VcpuCountError, VcpuCounts,
     VsockConfig,
 };
 pub use devices::cpu_hotplug::Presence;
+pub use devices::virtio::balloon::GuestMemoryStats;
 pub use devices::virtio::blk::Image as DiskImage;
 pub use devices::virtio::net::{MacAddress, open_tap};
 pub use devices::vmgenid::GenerationId;

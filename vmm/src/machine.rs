@@ -1,6 +1,7 @@
 //! A running or paused machine: what its owner can do with it.
 
 use crate::Error;
+use crate::balloon_part::StatsRequest;
 use crate::config::{DiskConfig, VcpuCounts};
 use crate::event_loop::EventLoop;
 use crate::hotplug_region::HotplugRegion;
@@ -118,6 +119,12 @@ impl Machine {
         }
         // A machine whose storage does not answer stands still, but is not to be saved.
         Ok(self.platform.settle()?)
+    }
+
+    /// How the guest is asked about its memory; `None` when there is no balloon device.
+    #[must_use]
+    pub fn stats_request(&self) -> Option<StatsRequest> {
+        self.platform.stats_request()
     }
 
     /// What is on the disks, in the order of their slots. Only a paused machine's do not change.

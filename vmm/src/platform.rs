@@ -1,5 +1,6 @@
 //! The devices of a machine, connected to its buses, its interrupts and its event loop.
 
+use crate::balloon_part::{self, StatsRequest};
 use crate::config::{BootConfig, CloneConfig, DiskConfig, VcpuCounts, VsockConfig};
 use crate::disks::{DiskError, Disks, DisksState};
 use crate::event_loop::Subscriber;
@@ -21,6 +22,7 @@ use devices::irq::IrqLine;
 use devices::power::{self, AcpiPower, KeyboardReset};
 use devices::pvpanic::{self, PvPanic};
 use devices::serial::{self, SERIAL_STATE_VERSION, Serial, SerialError, SerialState};
+use devices::virtio::balloon::{Balloon, BalloonError};
 use devices::virtio::blk::{BlkError, Unsettled};
 use devices::virtio::device::VirtioDevice;
 use devices::virtio::mem::{
@@ -79,6 +81,9 @@ pub enum PlatformError {
     /// The entropy device.
     #[error(transparent)]
     Rng(#[from] RngError),
+    /// The balloon device.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
     /// The network device.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -120,6 +125,7 @@ pub struct Platform {
     mem: Option<Arc<Mutex<MmioTransport<Mem>>>>,
     disks: Disks,
     rng: Option<VirtioPart<Rng>>,
+    balloon: Option<VirtioPart<Balloon>>,
     net: Option<VirtioPart<Net>>,
 }
 
@@ -134,6 +140,7 @@ pub struct PlatformState {
     mem: Option<(TransportState, MemState)>,
     disks: DisksState,
     rng: Option<TransportState>,
+    balloon: Option<TransportState>,
     net: Option<SavedNet>,
 }
 
@@ -158,6 +165,7 @@ impl PlatformState {
             mem: Self::read_mem(file)?,
             disks: DisksState::read(file)?,
             rng: read_transport(file, RNG_SECTION)?,
+            balloon: read_transport(file, balloon_part::SECTION)?,
             net: SavedNet::read(file)?,
         })
     }
@@ -196,6 +204,10 @@ impl Platform {
             .map(|region| new_mem(vm, memory, region))
             .transpose()?;
         let rng = config.rng.then(|| new_rng(vm, memory, None)).transpose()?;
+        let balloon = config
+            .balloon
+            .then(|| balloon_part::new(vm, memory, None))
+            .transpose()?;
         let net = config.net.as_ref();
         let net = net.map(|config| net_part::new(vm, memory, config));
         let net = net.transpose()?;
@@ -208,6 +220,7 @@ impl Platform {
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::new(vm, memory, &config.disks)?,
             rng,
+            balloon,
             net,
         }
         .with_doorbells(vm)
@@ -242,6 +255,9 @@ impl Platform {
         let rng = state.rng.as_ref();
         let rng = rng.map(|state| new_rng(vm, memory, Some(state)));
         let rng = rng.transpose()?;
+        let balloon = state.balloon.as_ref();
+        let balloon = balloon.map(|state| balloon_part::new(vm, memory, Some(state)));
+        let balloon = balloon.transpose()?;
         let net = net_part::restore(vm, memory, config.net.as_ref(), state.net.as_ref())?;
         Self {
             console,
@@ -252,6 +268,7 @@ impl Platform {
             mem: mem.map(|mem| Arc::new(Mutex::new(mem))),
             disks: Disks::restore(vm, memory, &config.disks, &state.disks)?,
             rng,
+            balloon,
             net,
         }
         .with_doorbells(vm)
@@ -285,6 +302,9 @@ impl Platform {
         self.disks.save(writer)?;
         if let Some(rng) = &self.rng {
             rng.save(writer, RNG_SECTION)?;
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.save(writer, balloon_part::SECTION)?;
         }
         if let Some(net) = &self.net {
             net_part::save(net, writer)?;
@@ -321,6 +341,9 @@ impl Platform {
         if let Some(rng) = &self.rng {
             rng.lock().kick();
         }
+        if let Some(balloon) = &self.balloon {
+            balloon.lock().kick();
+        }
         if let Some(net) = &self.net {
             net.lock().kick();
         }
@@ -356,6 +379,12 @@ impl Platform {
     #[must_use]
     pub fn memory_request(&self) -> Option<MemoryRequest> {
         self.mem.clone().map(MemoryRequest::new)
+    }
+
+    /// How the guest is asked about its memory; `None` when there is no balloon device.
+    #[must_use]
+    pub fn stats_request(&self) -> Option<StatsRequest> {
+        self.balloon.as_ref().map(StatsRequest::new)
     }
 
     /// The plugged parts of the region for added memory: offset and length in bytes, in order.
@@ -398,6 +427,7 @@ impl Platform {
         }
         all.extend(self.disks.subscribers());
         all.extend(self.rng.as_ref().map(VirtioPart::subscriber));
+        all.extend(self.balloon.as_ref().map(VirtioPart::subscriber));
         all.extend(self.net.as_ref().map(VirtioPart::subscriber));
         all
     }
@@ -442,6 +472,9 @@ impl Platform {
         self.disks.insert(&mut mmio)?;
         if let Some(rng) = &self.rng {
             rng.connect(&mut mmio)?;
+        }
+        if let Some(balloon) = &self.balloon {
+            balloon.connect(&mut mmio)?;
         }
         if let Some(net) = &self.net {
             net.connect(&mut mmio)?;

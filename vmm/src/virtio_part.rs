@@ -48,6 +48,11 @@ impl<D: VirtioDevice + 'static> VirtioPart<D> {
         lock(&self.transport)
     }
 
+    /// The device, for who has to reach it without the machine.
+    pub(crate) fn shared(&self) -> Arc<Mutex<MmioTransport<D>>> {
+        self.transport.clone()
+    }
+
     /// What the event loop has to serve.
     pub(crate) fn subscriber(&self) -> Subscriber {
         self.transport.clone()

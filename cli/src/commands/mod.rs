@@ -16,6 +16,7 @@ pub mod resume;
 pub mod rm;
 pub mod run;
 pub mod snapshot;
+pub mod stats;
 pub mod stop;
 pub mod template;
 pub mod wait;

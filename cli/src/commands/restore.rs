@@ -124,6 +124,7 @@ impl RestoreArgs {
             ("--max-mem", machine.max_mem.is_some()),
             ("--disk-slots", machine.disk_args.disk_slots.is_some()),
             ("--rng", machine.rng),
+            ("--balloon", machine.balloon),
         ];
         match given.iter().find(|(_, given)| *given && !self.create) {
             None => Ok(()),

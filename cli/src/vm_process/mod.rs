@@ -14,6 +14,7 @@
 //! | [`disks`] | VM process | the user's disks, the template's, and overlays |
 //! | [`snapshot`], [`snapshotting`] | VM process | makes a template of a machine in use, which goes on |
 //! | [`resizing`], [`stopping`] | VM process | what else may be asked of a machine in use |
+//! | [`memory_asked`] | VM process | what the guest does with its memory |
 //! | [`freeze`] | VM process | makes a machine that is up a template |
 //! | [`template_watch`] | VM process | whether a clone's template stays as it was |
 
@@ -24,6 +25,7 @@ mod fork;
 mod freeze;
 pub mod launch;
 mod link;
+mod memory_asked;
 pub mod plan;
 mod premises;
 mod resizing;

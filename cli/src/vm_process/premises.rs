@@ -137,6 +137,7 @@ impl Premises {
             vsock: self.vsock(),
             disks,
             rng: machine.rng,
+            balloon: machine.balloon,
             net,
         }
     }
@@ -189,6 +190,7 @@ impl Premises {
             stop: None,
             resizing: None,
             snapshotting: None,
+            memory_asked: Vec::new(),
             memory_faults: self.memory_faults,
             network: self.network,
             template_watch: self.template_watch,

@@ -10,6 +10,7 @@ use vmm::{ExitReason, Machine, MemoryFaults};
 use super::bring_up::{Answer, Ask, BringUp};
 use super::console::ConsoleHub;
 use super::link::{Command, Message, VmEnd};
+use super::memory_asked::MemoryAsked;
 use super::plan::{GuestReport, Ready};
 use super::resizing::Resizing;
 use super::sizing::{NotReached, Outcome, SizeReport};
@@ -54,6 +55,7 @@ pub struct Session {
     pub stop: Option<Stop>,
     pub resizing: Option<Resizing>,
     pub snapshotting: Option<Snapshotting>,
+    pub memory_asked: Vec<MemoryAsked>,
     pub memory_faults: MemoryFaults,
     /// What its network card is connected to.
     pub network: Option<Network>,
@@ -113,6 +115,7 @@ impl Session {
                 .or_else(|| self.advance_bring_up());
             self.advance_resize();
             self.advance_snapshot();
+            self.answer_memory();
             let finish = finish.or_else(|| self.advance_stop());
             if let Some(finish) = finish {
                 return finish;
@@ -166,7 +169,9 @@ impl Session {
             self.resizing.as_ref().map(Resizing::fd),
             self.snapshotting.as_ref().map(Snapshotting::fd),
         ];
-        let readers = readers.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
+        let readers = readers.into_iter().flatten();
+        let readers = readers.chain(self.memory_asked.iter().map(MemoryAsked::fd));
+        let readers = readers.map(|fd| (fd, PollFlags::IN));
         let all = readers.chain(self.control.fds()).chain(self.console.fds());
         fds.extend(all.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)));
 
@@ -261,6 +266,10 @@ impl Session {
                 },
                 Request::Pause => as_reply(self.pause()),
                 Request::Resume => as_reply(self.resume()),
+                Request::GuestMemory => {
+                    self.ask_for_memory(client);
+                    continue;
+                }
                 Request::Wait => {
                     self.waiting.push(client);
                     continue;

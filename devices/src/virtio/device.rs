@@ -13,6 +13,8 @@ pub enum DeviceKind {
     Block = 2,
     /// Entropy source.
     Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
     /// Socket device.
     Vsock = 19,
     /// Memory device.

@@ -4,6 +4,7 @@
 //! all of them. A device sees its queues only while it is called, as [`rings::Rings`]; so the
 //! transport can save and restore every device's queues without asking the device.
 
+pub mod balloon;
 pub mod blk;
 pub mod device;
 pub mod interrupt;

@@ -9,13 +9,14 @@ use crate::elf;
 use crate::error::Error;
 use crate::source::KernelSource;
 
-/// What the VMM's devices need: the transport, vsock, memory hot-add, entropy, network
-/// and the panic notifier.
-pub const DEFAULT_MODULES: [&str; 6] = [
+/// What the VMM's devices need: the transport, vsock, memory hot-add and its return, entropy,
+/// network and the panic notifier.
+pub const DEFAULT_MODULES: [&str; 7] = [
     "virtio_mmio",
     "vmw_vsock_virtio_transport",
     "virtio_mem",
     "virtio_rng",
+    "virtio_balloon",
     "virtio_net",
     "pvpanic_mmio",
 ];

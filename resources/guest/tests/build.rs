@@ -36,6 +36,7 @@ fn package_image_and_modules_directory_give_the_same_guest() {
             "vmw_vsock_virtio_transport",
             "virtio_mem",
             "virtio_rng",
+            "virtio_balloon",
             "virtio_net",
         ];
         assert_eq!(module_order(&guest), expected);
@@ -56,7 +57,7 @@ fn initramfs_has_what_the_agent_expects() {
     assert_eq!(entries["dev/console"].0, 0o020_600);
     assert_eq!(text("etc/machine-id"), "");
     let list = text("etc/minivmm/modules");
-    assert_eq!(list.lines().count(), 8);
+    assert_eq!(list.lines().count(), 9);
     for path in list.lines() {
         let (mode, content) = &entries[path.strip_prefix('/').unwrap()];
         assert_eq!(*mode, 0o100_644);
@@ -96,7 +97,7 @@ fn steps_are_told_in_order() {
     let expected = [
         Step::ReadKernel(rig.image()),
         Step::ExtractKernel(VERSION.to_owned()),
-        Step::WriteInitramfs(8),
+        Step::WriteInitramfs(9),
         Step::Publish(rig.output()),
     ];
     assert_eq!(steps, expected);
@@ -112,7 +113,7 @@ fn extra_module_brings_its_dependencies_from_a_second_reading() {
         ..options(&package, &rig.output())
     })
     .unwrap();
-    assert_eq!(module_order(&guest)[8..], ["near", "far"]);
+    assert_eq!(module_order(&guest)[9..], ["near", "far"]);
 }
 
 #[test]

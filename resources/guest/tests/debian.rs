@@ -15,7 +15,7 @@ use support::{module_order, options, run};
 
 /// Sorted, and apart from it what has to come before what: the order of those that need nothing
 /// differs from kernel to kernel.
-const ALL_AS_MODULES: [&str; 19] = [
+const ALL_AS_MODULES: [&str; 20] = [
     "crc16",
     "crc32c_generic",
     "ext4",
@@ -26,6 +26,7 @@ const ALL_AS_MODULES: [&str; 19] = [
     "pvpanic",
     "pvpanic_mmio",
     "virtio",
+    "virtio_balloon",
     "virtio_blk",
     "virtio_mem",
     "virtio_mmio",

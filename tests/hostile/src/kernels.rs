@@ -45,6 +45,7 @@ fn load(kernel: &[u8], initrd: Option<&[u8]>) {
         },
         disks: Vec::new(),
         rng: false,
+        balloon: false,
         net: None,
     };
     let length = must(usize::try_from(memory.bytes()));

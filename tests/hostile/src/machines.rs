@@ -63,6 +63,7 @@ fn saved(directory: &Path) -> Sections {
         vsock: vsock(directory),
         disks: Vec::new(),
         rng: true,
+        balloon: true,
         net: Some(NetConfig {
             mac: MacAddress([2, 0, 0, 0, 0, 1]),
             tap: None,

@@ -189,6 +189,7 @@ mod tests {
             },
             disks: Vec::new(),
             rng: false,
+            balloon: false,
             net: None,
         }
     }

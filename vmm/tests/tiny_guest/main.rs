@@ -91,6 +91,7 @@ impl Bench {
             vsock: self.vsock("boot.sock"),
             disks: Vec::new(),
             rng: true,
+            balloon: true,
             net: Some(NetConfig {
                 mac: MacAddress([2, 0, 0, 0, 0, 1]),
                 tap: None,

@@ -75,6 +75,7 @@ pub fn modules() -> Vec<(String, Vec<u8>)> {
         ("kernel/virtio/virtio_ring.ko", module("")),
         ("kernel/virtio/virtio_mem.ko", module("virtio")),
         ("kernel/char/virtio-rng.ko", module("virtio")),
+        ("kernel/mm/virtio_balloon.ko", module("virtio")),
         ("kernel/net/virtio_net.ko", module("virtio")),
         (
             "kernel/net/vmw_vsock_virtio_transport.ko.gz",

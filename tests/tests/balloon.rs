@@ -1,0 +1,63 @@
+//! Memory that a guest does not use goes back to the host, and the guest tells of it.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on has failed, with the line that says why"
+)]
+
+use minivmm_tests::{Guest, Host, Vm, until};
+use serde_json::Value;
+
+const MIB: u64 = 1 << 20;
+/// What the guest uses and frees again.
+const USED_MIB: u64 = 64;
+
+fn stats(vm: &Vm) -> Value {
+    vm.minivmm(["stats", "--json"]).ok().json()[0].clone()
+}
+
+fn private_bytes(vm: &Vm) -> u64 {
+    stats(vm)["private_bytes"].as_u64().unwrap()
+}
+
+/// Uses memory and frees it, and waits until the host has it back.
+fn memory_comes_back(vm: &Vm) {
+    let before = private_bytes(vm);
+    let free_before = stats(vm)["guest"]["free_bytes"].as_u64().unwrap();
+    vm.sh(&format!("head -c {USED_MIB}M /dev/urandom >/used"))
+        .ok();
+    assert!(private_bytes(vm) >= before + USED_MIB * MIB * 3 / 4);
+    let told = stats(vm);
+    let free = told["guest"]["free_bytes"].as_u64().unwrap();
+    assert!(
+        free + USED_MIB * MIB / 2 < free_before,
+        "{free_before}, then {told}"
+    );
+    vm.sh("rm /used").ok();
+    until("the host has the memory back", || {
+        private_bytes(vm) < before + USED_MIB * MIB / 4
+    });
+}
+
+#[test]
+fn memory_that_is_not_used_comes_back() {
+    let host = Host::new();
+    let guest = Guest::debian_6_12().flag("--balloon");
+    host.create_template("base", &guest);
+    let inspected = host.minivmm(["template", "inspect", "base", "--json"]);
+    assert_eq!(inspected.ok().json()["spec"]["guest"]["devices"][0], "balloon");
+    let vm = host.restore("base");
+    memory_comes_back(&vm);
+    vm.minivmm(["pause"]).ok();
+    assert_eq!(stats(&vm)["guest"], Value::Null);
+    vm.minivmm(["resume"]).ok();
+    // What went back reads as something, and the guest is well with it.
+    vm.sh("head -c 64M /dev/zero >/again; cmp -n 67108864 /again /dev/zero")
+        .ok();
+    host.minivmm(["snapshot", vm.id(), "grown"]).ok();
+    let clone = host.restore("grown");
+    clone
+        .sh("cmp -n 67108864 /again /dev/zero && rm /again")
+        .ok();
+    memory_comes_back(&clone);
+}
