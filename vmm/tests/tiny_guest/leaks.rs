@@ -1,6 +1,7 @@
 //! Machines that come and go: what the process has afterwards.
 
 use super::{Bench, STARTING, collect, counter};
+use std::io::Read;
 use std::process::{Command, Stdio};
 
 /// Descriptors and threads of this process, and KiB of its memory.
@@ -28,11 +29,15 @@ fn machines_that_come_and_go_leave_no_descriptor_thread_or_memory() {
         command
             .args(["--exact", name, "--test-threads=1", "--nocapture"])
             .env(ROLE, "1")
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let starting = STARTING.write().unwrap();
-        let child = command.spawn().unwrap();
+        let mut child = command.spawn().unwrap();
+        // The kernel lets a parent go on a moment before the child's copies are closed: only a child that
+        // prints runs its own program.
+        let printed = child.stdout.as_mut().unwrap().read_exact(&mut [0]);
         drop(starting);
+        printed.unwrap();
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
