@@ -45,7 +45,10 @@ fn memory_that_is_not_used_comes_back() {
     let guest = Guest::debian_6_12().flag("--balloon");
     host.create_template("base", &guest);
     let inspected = host.minivmm(["template", "inspect", "base", "--json"]);
-    assert_eq!(inspected.ok().json()["spec"]["guest"]["devices"][0], "balloon");
+    assert_eq!(
+        inspected.ok().json()["spec"]["guest"]["devices"][0],
+        "balloon"
+    );
     let vm = host.restore("base");
     memory_comes_back(&vm);
     vm.minivmm(["pause"]).ok();

@@ -84,8 +84,10 @@ pub struct Raw {
 /// A buffer of a chain.
 #[derive(Debug, Clone, Copy, Arbitrary)]
 pub struct Piece {
-    length: u16,
-    writable: bool,
+    /// Bytes.
+    pub length: u16,
+    /// The device writes to it.
+    pub writable: bool,
 }
 
 /// A request to the memory device.

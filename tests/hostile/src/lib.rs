@@ -6,7 +6,8 @@
 //!
 //! | target | what is hostile |
 //! |---|---|
-//! | [`virtqueues`] | rings, descriptors and memory of every virtio device |
+//! | [`virtqueues`] | rings, descriptors and memory of the socket and the memory device |
+//! | [`queues`] | the same of disks, network cards, entropy and balloon devices |
 //! | [`packets`] | vsock packets, and the handshake of host programs |
 //! | [`registers`] | accesses to every register window |
 //! | [`device_states`] | saved devices with a right checksum |
@@ -26,7 +27,9 @@ pub mod input;
 pub mod kernels;
 pub mod machine;
 pub mod machines;
+pub mod optional;
 pub mod packets;
+pub mod queues;
 pub mod registers;
 pub mod template_files;
 pub mod virtqueues;
@@ -35,8 +38,9 @@ pub mod virtqueues;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("virtqueues", virtqueues::run),
+    ("queues", queues::run),
     ("packets", packets::run),
     ("registers", registers::run),
     ("device_states", device_states::run),

@@ -363,6 +363,7 @@ pub fn must<T, E: fmt::Debug>(result: Result<T, E>) -> T {
     }
 }
 
-fn length(bytes: u64) -> usize {
+/// A length of memory of this process.
+pub fn length(bytes: u64) -> usize {
     must(usize::try_from(bytes))
 }

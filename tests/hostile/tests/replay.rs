@@ -68,6 +68,11 @@ fn virtqueues() {
 }
 
 #[test]
+fn queues() {
+    replay("queues");
+}
+
+#[test]
 fn packets() {
     replay("packets");
 }
