@@ -141,7 +141,7 @@ fn five_generations_go_on() {
 
 #[test]
 fn snapshots_and_pauses_under_heavy_traffic_lose_no_byte() {
-    const BYTES: u64 = 96 << 20;
+    const BYTES: u64 = 48 << 20;
     let mut random = Random::of("snapshots under traffic");
     let host = Host::new();
     host.create_template("base", &lively());

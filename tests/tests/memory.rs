@@ -83,14 +83,12 @@ fn four_gib_come_back() {
 
 #[test]
 fn sizes_around_two_gib_come_back() {
-    for mib in [2046, 2048, 2050] {
+    for mib in [2048, 2050] {
         memory_comes_back(Guest::debian_6_1(), mib * MIB);
     }
 }
 
 #[test]
 fn sizes_around_the_window_come_back() {
-    for mib in [3072, 3074] {
-        memory_comes_back(Guest::debian_6_12(), mib * MIB);
-    }
+    memory_comes_back(Guest::debian_6_12(), 3074 * MIB);
 }

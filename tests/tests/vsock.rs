@@ -34,8 +34,8 @@ const HOLD: u32 = 6000;
 const STREAM: u32 = 6001;
 const HOST: u32 = 6002;
 
-const BULK: u64 = 256 * MIB;
-const SMALL: u64 = 24 * MIB;
+const BULK: u64 = 96 * MIB;
+const SMALL: u64 = 8 * MIB;
 
 /// A guest that serves all ports, in the template too.
 fn serving(guest: Guest) -> Guest {

@@ -9,7 +9,7 @@
 //! | [`start`] | VM process | from its first line to its last: builds the machine, ends in order |
 //! | [`premises`] | VM process | the VM's directory with its log, record and sockets |
 //! | [`session`] | VM process | the poll loop: serves the machine from its first instruction to its end |
-//! | [`bring_up`] | VM process | from running vCPUs to an agent that has answered |
+//! | [`bring_up`], [`becoming_ready`] | VM process | from running vCPUs to an agent that has answered, and to a VM that is ready |
 //! | [`console`] | VM process | `console.sock` and `console.log` |
 //! | [`disks`] | VM process | the user's disks, the template's, and overlays |
 //! | [`snapshot`], [`snapshotting`] | VM process | makes a template of a machine in use, which goes on |
@@ -18,6 +18,7 @@
 //! | [`freeze`] | VM process | makes a machine that is up a template |
 //! | [`template_watch`] | VM process | whether a clone's template stays as it was |
 
+mod becoming_ready;
 mod bring_up;
 mod console;
 mod disks;

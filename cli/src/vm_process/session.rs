@@ -7,18 +7,16 @@ use anyhow::{Context, anyhow};
 use rustix::event::{PollFd, PollFlags};
 use vmm::{ExitReason, Machine, MemoryFaults};
 
-use super::bring_up::{Answer, Ask, BringUp};
+use super::bring_up::{Ask, BringUp};
 use super::console::ConsoleHub;
 use super::link::{Command, Message, VmEnd};
 use super::memory_asked::MemoryAsked;
-use super::plan::{GuestReport, Ready};
 use super::resizing::Resizing;
-use super::sizing::{NotReached, Outcome, SizeReport};
+use super::sizing::SizeReport;
 use super::snapshot::Origin;
 use super::snapshotting::Snapshotting;
 use super::stopping::Stop;
 use super::template_watch::TemplateWatch;
-use crate::agent::{Adopted, HookFailed};
 use crate::control::server::{ClientId, Server};
 use crate::control::{Reply, Request};
 use crate::error::describe;
@@ -328,143 +326,6 @@ impl Session {
             self.set_state(State::Running);
         }
         Ok(())
-    }
-
-    fn advance_bring_up(&mut self) -> Step {
-        match self.try_advance() {
-            Ok(step) => step,
-            Err(error) if self.start.agent_is_optional => {
-                self.notice(format!("going on without an agent: {}", describe(&error)));
-                self.bring_up = BringUp::Done;
-                self.report_ready(None)
-            }
-            Err(error) => Some(Finish::Failed(error)),
-        }
-    }
-
-    fn try_advance(&mut self) -> anyhow::Result<Step> {
-        let late = self.start.deadline <= Instant::now();
-        match &mut self.bring_up {
-            BringUp::Done => return Ok(None),
-            BringUp::Booting(bell) => {
-                if bell.has_rung()? {
-                    self.timeline.mark("agent up");
-                    let ask = self.start.ask.clone();
-                    let (timeout, keep) = (self.start.ask_timeout, self.start.agent_is_optional);
-                    if let Ask::Prepare(Some(job)) = &ask {
-                        self.start.deadline = Instant::now() + timeout + job.warm.most_time();
-                        if let Some(link) = &self.link {
-                            link.send(&Message::Step("Warming the guest up".to_owned()));
-                        }
-                    }
-                    self.bring_up = BringUp::ask(&self.machine, ask, timeout, keep)?;
-                    return Ok(None);
-                }
-            }
-            BringUp::Asking(asking) => {
-                if let Some(answer) = asking.take() {
-                    self.bring_up = BringUp::Done;
-                    return answer.map(|answer| self.take_answer(answer));
-                }
-            }
-        }
-        if late {
-            let seconds = self.start.timeout.as_secs();
-            let hint = "--timeout gives it more time, --foreground shows its console";
-            return Err(anyhow!(
-                "The guest's agent did not answer within {seconds} s; {hint}"
-            ));
-        }
-        Ok(None)
-    }
-
-    fn take_answer(&mut self, answer: Answer) -> Step {
-        match answer {
-            Answer::Prepared => {
-                self.timeline.mark("agent answered");
-                Some(Finish::Prepared)
-            }
-            Answer::Adopted(adopted, at, size) => {
-                let steps = size
-                    .as_ref()
-                    .map_or_else(Vec::new, |size| size.steps.clone());
-                let answered = ("agent answered", at);
-                self.timeline
-                    .add_instants(std::iter::once(answered).chain(steps));
-                self.has_agent = true;
-                if let Some(finish) = self.check_hooks(&adopted) {
-                    return Some(finish);
-                }
-                let mut guest = GuestReport {
-                    online_cpus: adopted.online_cpus,
-                    memory_bytes: adopted.memory_bytes,
-                    agent_version: adopted.agent_version,
-                    hooks: adopted.hooks,
-                };
-                if let Some(Outcome { report: size, .. }) = size {
-                    if let Some(finish) = self.take_size(&size) {
-                        return Some(finish);
-                    }
-                    guest.online_cpus = size.online_cpus;
-                    guest.memory_bytes = size.guest_memory_bytes;
-                    self.size = Some(size);
-                }
-                self.report_ready(Some(guest))
-            }
-        }
-    }
-
-    /// A clone that is not unique in the way that its own programs see to is no clone, unless it may
-    /// stay as it is.
-    fn check_hooks(&self, adopted: &Adopted) -> Step {
-        let error = HookFailed(adopted.failed_hook()?.clone());
-        if !self.start.agent_is_optional {
-            return Some(Finish::Failed(error.into()));
-        }
-        self.notice(format!("going on nevertheless: {error}"));
-        None
-    }
-
-    /// A clone that did not come to its size is no clone, unless it may stay as it is.
-    fn take_size(&mut self, size: &SizeReport) -> Step {
-        self.note_size(size);
-        if size.reached {
-            return None;
-        }
-        let error = NotReached(size.clone());
-        if !self.start.agent_is_optional {
-            return Some(Finish::Failed(error.into()));
-        }
-        self.notice(format!("going on nevertheless: {error}"));
-        None
-    }
-
-    /// Tells the command that the VM is up. One that nobody could find is not.
-    pub fn report_ready(&mut self, guest: Option<GuestReport>) -> Option<Finish> {
-        self.record.state = State::Running;
-        if let Err(error) = self.record.write(&self.dir) {
-            return Some(Finish::Failed(error));
-        }
-        tracing::info!(state = State::Running.name(), "VM changed its state");
-        self.ready = true;
-        let link = self.link.as_ref()?;
-        let record = &self.record;
-        link.send(&Message::Ready(Box::new(Ready {
-            id: record.id.clone(),
-            pid: record.pid,
-            cid: record.cid,
-            vsock: record.vsock.clone(),
-            template: record.template.clone(),
-            cpus: record.cpus,
-            memory_bytes: record.memory_bytes,
-            network: self.network.as_ref().map(|network| network.guest.clone()),
-            size: self.size.clone(),
-            agent_ms: guest.is_some().then(|| self.timeline.elapsed_ms()),
-            guest,
-            restore_ms: self.start.restored_ms,
-            timeline: self.timeline.steps().to_vec(),
-        })));
-        None
     }
 
     /// Brings the VM into a state that everybody can see.

@@ -48,7 +48,7 @@ fn nothing_leaves_the_processes_of_a_vm_frozen() {
     goes_on(&vm);
     drop(disk);
 
-    for delay_ms in [0, 20, 50, 100, 200, 400] {
+    for delay_ms in [0, 50, 200] {
         let command = host.start(["snapshot", vm.id(), "killed"]);
         thread::sleep(Duration::from_millis(delay_ms));
         command.signal(Signal::KILL);
@@ -66,7 +66,7 @@ fn nothing_leaves_the_processes_of_a_vm_frozen() {
         host.remove_templates();
     }
 
-    for delay_ms in [0, 20, 50, 100, 200, 400] {
+    for delay_ms in [0, 50, 200] {
         let command = host.start(["snapshot", vm.id(), "paused", "--hold-timeout", "2"]);
         thread::sleep(Duration::from_millis(delay_ms));
         vm.minivmm(["pause"]).ok();

@@ -17,7 +17,7 @@ const MIB: u64 = 1 << 20;
 const ECHO: u32 = 7000;
 const SOURCE: u32 = 7002;
 const SINK: u32 = 7003;
-const BULK: u64 = 24 * MIB;
+const BULK: u64 = 8 * MIB;
 /// Ports of the host.
 const HOLD: u32 = 6000;
 const HOST: u32 = 6002;
@@ -43,7 +43,7 @@ fn streams_of_a_vm_stay_whole_while_it_is_saved_again_and_again() {
     let socket = vm.vsock();
     let idle = connect(&socket, ECHO);
     let port = HostPort::listen(&socket, HOST);
-    let from_guest = vm.start_exec(["guest-tool", "vsock-connect", "6002", "echo:12582912"]);
+    let from_guest = vm.start_exec(["guest-tool", "vsock-connect", "6002", "echo:4194304"]);
     let with_guest = port.accept();
     let mut shell = vm.start_exec(["cat"]);
     shell.type_in(b"before\n");
