@@ -128,6 +128,8 @@ impl Balloon {
         if let Some(chain) = rings.pop(queue)? {
             let head = chain.head_index();
             rings.add_used(queue, head, 0)?;
+            // Before the driver can send: its next buffer comes with a doorbell.
+            rings.enable_doorbell(queue)?;
             rings.signal_used(queue)?;
         }
         Ok(())
