@@ -12,7 +12,7 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// The same, with what it shares counted in equal parts.
     pub pss_bytes: u64,
-    /// What nobody else has.
+    /// What it has written and nobody else has.
     pub private_bytes: u64,
 }
 
@@ -47,7 +47,7 @@ impl Usage {
             cpu_seconds: (user + system) / ticks_per_second,
             rss_bytes: bytes("Rss:")?,
             pss_bytes: bytes("Pss:")?,
-            private_bytes: bytes("Private_Clean:")? + bytes("Private_Dirty:")?,
+            private_bytes: bytes("Private_Dirty:")?,
         })
     }
 }
@@ -65,7 +65,7 @@ mod tests {
             cpu_seconds: 2.0,
             rss_bytes: 100 << 10,
             pss_bytes: 12 << 10,
-            private_bytes: 9 << 10,
+            private_bytes: 8 << 10,
         };
         assert_eq!(Usage::parse(rollup, stat, 100), Some(expected));
         assert_eq!(Usage::parse("", stat, 100), None);

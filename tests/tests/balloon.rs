@@ -24,7 +24,7 @@ fn private_bytes(vm: &Vm) -> u64 {
 fn memory_comes_back(vm: &Vm) {
     let before = private_bytes(vm);
     let free_before = stats(vm)["guest"]["free_bytes"].as_u64().unwrap();
-    vm.sh(&format!("head -c {USED_MIB}M /dev/urandom >/used"))
+    vm.sh(&format!("head -c {} /dev/urandom >/used", USED_MIB * MIB))
         .ok();
     assert!(private_bytes(vm) >= before + USED_MIB * MIB * 3 / 4);
     let told = stats(vm);
@@ -55,12 +55,10 @@ fn memory_that_is_not_used_comes_back() {
     assert_eq!(stats(&vm)["guest"], Value::Null);
     vm.minivmm(["resume"]).ok();
     // What went back reads as something, and the guest is well with it.
-    vm.sh("head -c 64M /dev/zero >/again; cmp -n 67108864 /again /dev/zero")
+    vm.sh("head -c 67108864 /dev/zero >/again; cmp -n 67108864 /again /dev/zero")
         .ok();
     host.minivmm(["snapshot", vm.id(), "grown"]).ok();
     let clone = host.restore("grown");
-    clone
-        .sh("cmp -n 67108864 /again /dev/zero && rm /again")
-        .ok();
+    clone.sh("cmp -n 67108864 /again /dev/zero").ok();
     memory_comes_back(&clone);
 }

@@ -22,8 +22,8 @@ EXAMPLES:
   What one takes that it does not share with other clones, for a program:
     minivmm stats web-1 --json | jq '.[0].private_bytes'
 
-HOST is the VM's part of what it shares with others (PSS) and all of what it does not; PRIVATE is only the
-latter. The guest's own figures need a balloon device: 'run' or 'template create' with --balloon.";
+HOST is the VM's part of what it shares with others (PSS) and all of what it does not; PRIVATE is what it has
+written and does not share. The guest's own figures need a balloon device: 'run' or 'template create' with --balloon.";
 
 /// How long a VM process may take: it waits for its guest.
 const TIMEOUT: Duration = Duration::from_secs(5);
