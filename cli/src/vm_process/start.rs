@@ -172,9 +172,10 @@ fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
             let start = Start {
                 ask,
                 ask_timeout: plan.timeout,
-                // The call's own deadline comes first and says more.
                 timeout: plan.timeout,
-                deadline: Instant::now() + plan.timeout + Duration::from_secs(1),
+                // The calls' own deadlines come first and say more: they give the agent a little time for
+                // its answer that the guest has not got so far.
+                deadline: Instant::now() + plan.timeout + PROMPT + Duration::from_secs(1),
                 agent_is_optional: plan.keep,
                 foreground: premises.foreground,
                 restored_ms: Some(restored_ms),
