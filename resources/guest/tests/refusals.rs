@@ -87,7 +87,7 @@ fn missing_dependency_is_named_with_what_was_searched() {
     let expected = [
         "no module vsock, which vmw_vsock_virtio_transport needs",
         "2 names",
-        "9 modules",
+        "10 modules",
         &rig.modules().display().to_string(),
     ];
     for words in expected {
