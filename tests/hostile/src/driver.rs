@@ -3,7 +3,7 @@
 use crate::machine::{MEM_WINDOW, Machine, RAM_END, REGION_START, VSOCK_WINDOW, lock, must, view};
 use arbitrary::Arbitrary;
 use devices::virtio::testing::{PER_SLOT, Ring};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Sizes of the queues: three of the socket device, one of the memory device.
 const QUEUES: [(u64, u32, u16); 4] = [
@@ -230,19 +230,7 @@ impl Driver {
 
     fn chain_in(&mut self, machine: &Machine, queue: u8, slot: u16, pieces: &[Piece]) {
         let index = usize::from(queue) % QUEUES.len();
-        let pieces = &pieces[..pieces.len().min(PER_SLOT.into())];
-        let ring = &mut self.rings[index];
-        let head = slot * PER_SLOT;
-        let mut address = ring.slot_address(slot);
-        let memory = view(&machine.memory);
-        for (number, piece) in (1..).zip(pieces) {
-            let more = u16::from(usize::from(number) < pieces.len());
-            let flags = more | if piece.writable { 2 } else { 0 };
-            let length = u32::from(piece.length);
-            ring.put_descriptor(&memory, head + number - 1, address, length, flags);
-            address = GuestAddress(address.0 + u64::from(piece.length));
-        }
-        ring.make_available(&memory, head);
+        put_chain(&mut self.rings[index], &view(&machine.memory), slot, pieces);
     }
 
     fn slot(&mut self, queue: u8) -> u16 {
@@ -256,6 +244,21 @@ impl Driver {
     fn ring(&self, queue: u8) -> &Ring {
         &self.rings[usize::from(queue) % QUEUES.len()]
     }
+}
+
+/// Makes a chain of the slot's buffers available.
+pub fn put_chain(ring: &mut Ring, memory: &GuestMemoryMmap, slot: u16, pieces: &[Piece]) {
+    let pieces = &pieces[..pieces.len().min(PER_SLOT.into())];
+    let head = slot * PER_SLOT;
+    let mut address = ring.slot_address(slot);
+    for (number, piece) in (1..).zip(pieces) {
+        let more = u16::from(usize::from(number) < pieces.len());
+        let flags = more | if piece.writable { 2 } else { 0 };
+        let length = u32::from(piece.length);
+        ring.put_descriptor(memory, head + number - 1, address, length, flags);
+        address = GuestAddress(address.0 + u64::from(piece.length));
+    }
+    ring.make_available(memory, head);
 }
 
 /// A buffer that the device reads.

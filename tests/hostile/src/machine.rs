@@ -314,7 +314,10 @@ fn port_bus(serial: SharedDevice) -> Bus {
 }
 
 /// An interrupt that nobody waits for.
-fn line() -> io::Result<Box<dyn IrqLine>> {
+///
+/// # Errors
+/// No descriptors left.
+pub fn line() -> io::Result<Box<dyn IrqLine>> {
     Ok(Box::new(EventFd::new(libc::EFD_NONBLOCK)?))
 }
 

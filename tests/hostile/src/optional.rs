@@ -1,9 +1,8 @@
 //! The devices that not every machine has, each alone on a bus with the event loop that serves it. Their
 //! host side is files, a socket in place of a tap, and memory that only looks at what is given back.
 
-use crate::machine::{lock, must};
+use crate::machine::{line, lock, must};
 use devices::bus::SharedDevice;
-use devices::irq::IrqLine;
 use devices::virtio::balloon::{Balloon, FreeMemory};
 use devices::virtio::blk::{Blk, Image};
 use devices::virtio::device::VirtioDevice;
@@ -19,7 +18,6 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes of a disk.
 pub const DISK_BYTES: u64 = 256 << 10;
@@ -129,7 +127,7 @@ fn part<D: VirtioDevice + 'static>(
     before_save: fn(&mut MmioTransport<D>),
     again: impl Fn(&D) -> D + 'static,
 ) -> Box<dyn Part> {
-    let transport = must(MmioTransport::new(device, memory.clone(), line()));
+    let transport = must(MmioTransport::new(device, memory.clone(), must(line())));
     Box::new(Device {
         transport: Arc::new(Mutex::new(transport)),
         before_save,
@@ -164,7 +162,7 @@ impl<D: VirtioDevice + 'static> Part for Device<D> {
         *transport = must(MmioTransport::restore(
             device,
             memory.clone(),
-            line(),
+            must(line()),
             &state,
         ));
         transport.kick();
@@ -175,11 +173,6 @@ fn file() -> Arc<File> {
     let file = must(tempfile::tempfile());
     must(file.set_len(DISK_BYTES));
     Arc::new(file)
-}
-
-/// An interrupt that nobody waits for.
-fn line() -> Box<dyn IrqLine> {
-    Box::new(must(EventFd::new(libc::EFD_NONBLOCK)))
 }
 
 /// Looks whether what is given back is the guest's, and keeps it.

@@ -1,7 +1,7 @@
 //! Target `queues`: drivers that write nonsense to the rings, registers and memory of a disk, a network card, an
 //! entropy or a balloon device, while the host works and the machine is cloned.
 
-use crate::driver::{Piece, Place, into, out};
+use crate::driver::{Piece, Place, into, out, put_chain};
 use crate::input::actions;
 use crate::machine::{length, must, view};
 use crate::optional::{Kind, Part, power_on};
@@ -198,17 +198,8 @@ impl Bench {
         self.next_slot[index] = (slot + 1) % (QUEUE_SIZE / PER_SLOT);
         let ring = &mut self.rings[index];
         let memory = view(&self.memory);
-        let mut address = ring.slot_address(slot);
-        must(memory.write_slice(bytes, address));
-        let pieces = &pieces[..pieces.len().min(PER_SLOT.into())];
-        for (number, piece) in (1..).zip(pieces) {
-            let more = u16::from(usize::from(number) < pieces.len());
-            let flags = more | if piece.writable { 2 } else { 0 };
-            let descriptor = slot * PER_SLOT + number - 1;
-            ring.put_descriptor(&memory, descriptor, address, piece.length.into(), flags);
-            address = GuestAddress(address.0 + u64::from(piece.length));
-        }
-        ring.make_available(&memory, slot * PER_SLOT);
+        must(memory.write_slice(bytes, ring.slot_address(slot)));
+        put_chain(ring, &memory, slot, pieces);
     }
 
     /// Lets the event loop do what there is to do, but not for ever: a guest may keep it busy.
