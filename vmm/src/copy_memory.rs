@@ -16,6 +16,7 @@ use vm_memory::{
 
 /// What is looked at as a whole when zeros are left out.
 const PAGE: usize = 4096;
+const ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 /// What is copied at once, in bytes.
 const CHUNK: u64 = 1 << 20;
 
@@ -175,19 +176,13 @@ fn write_pages(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
     let mut run = 0;
     let mut position = 0;
     for page in bytes.chunks(PAGE) {
-        if is_zero(page) {
+        if page == &ZERO_PAGE[..page.len()] {
             file.write_all_at(&bytes[run..position], offset + run as u64)?;
             run = position + page.len();
         }
         position += page.len();
     }
     file.write_all_at(&bytes[run..position], offset + run as u64)
-}
-
-/// Looks at many bytes at a time, which the compiler makes vector instructions of.
-fn is_zero(page: &[u8]) -> bool {
-    let any = |bytes: &[u8]| bytes.iter().fold(0, |any, byte| any | byte);
-    page.chunks(256).all(|bytes| any(bytes) == 0)
 }
 
 #[cfg(test)]

@@ -4,14 +4,14 @@ use crate::config::DiskConfig;
 use crate::event_loop::Subscriber;
 use crate::kvm::KvmVm;
 use crate::layout::{MAX_DISKS, VirtioSlot};
-use crate::platform::{PlatformError, connect_doorbells, line, lock};
+use crate::platform::PlatformError;
+use crate::virtio_part::VirtioPart;
 use devices::bus::{Bus, Overlap};
 use devices::virtio::blk::{BLK_STATE_VERSION, Blk, BlkState, Unsettled};
-use devices::virtio::mmio::{self, MmioTransport, SharedMemory};
+use devices::virtio::mmio::SharedMemory;
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
 use snapshot::{StateError, StateFile, StateWriter, WriteError};
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long the host's storage may take to finish what is under way at a pause.
@@ -60,11 +60,9 @@ impl DisksState {
     }
 }
 
-type Disk = Arc<Mutex<MmioTransport<Blk>>>;
-
 /// All disks, in the order of their slots.
-#[derive(Debug, Default)]
-pub(crate) struct Disks(Vec<Disk>);
+#[derive(Debug)]
+pub(crate) struct Disks(Vec<VirtioPart<Blk>>);
 
 impl Disks {
     pub(crate) fn new(
@@ -78,10 +76,7 @@ impl Disks {
         }
         let make = |(number, config): (u8, &DiskConfig)| {
             let disk = Blk::new(config.image.clone(), &id(number), config.read_only)?;
-            let interrupt = line(vm, VirtioSlot::Disk(number).gsi())?;
-            let transport = MmioTransport::new(disk, memory.clone(), interrupt)?;
-            connect_doorbells(vm, VirtioSlot::Disk(number), &transport)?;
-            Ok(Arc::new(Mutex::new(transport)))
+            VirtioPart::new(vm, memory, VirtioSlot::Disk(number), disk, None)
         };
         let disks = (0..).zip(configs).map(make);
         disks.collect::<Result<_, PlatformError>>().map(Self)
@@ -103,20 +98,19 @@ impl Disks {
             let image = config.image.clone();
             let is_new = image.length() != state.length;
             let disk = Blk::restore(image, &id(number), config.read_only, state)?;
-            let interrupt = line(vm, VirtioSlot::Disk(number).gsi())?;
-            let mut disk = MmioTransport::restore(disk, memory.clone(), interrupt, transport)?;
-            connect_doorbells(vm, VirtioSlot::Disk(number), &disk)?;
+            let slot = VirtioSlot::Disk(number);
+            let disk = VirtioPart::new(vm, memory, slot, disk, Some(transport))?;
             if is_new {
-                let Ok(()) = disk.change_config(|_| Ok::<(), Infallible>(()));
+                let Ok(()) = disk.lock().change_config(|_| Ok::<(), Infallible>(()));
             }
-            disks.push(Arc::new(Mutex::new(disk)));
+            disks.push(disk);
         }
         Ok(Self(disks))
     }
 
     pub(crate) fn save(&self, writer: &mut StateWriter) -> Result<(), WriteError> {
         for (number, disk) in (0..).zip(&self.0) {
-            let disk = lock(disk);
+            let disk = disk.lock();
             let (transport, device) = sections(number);
             writer.section(&transport, TRANSPORT_STATE_VERSION, &disk.save())?;
             writer.section(&device, BLK_STATE_VERSION, &disk.device().save())?;
@@ -127,7 +121,7 @@ impl Disks {
     /// Waits until the host has finished what the guest asked for.
     pub(crate) fn settle(&self) -> Result<(), Unsettled> {
         for disk in &self.0 {
-            let mut disk = lock(disk);
+            let mut disk = disk.lock();
             disk.with_backend(|device, rings| device.settle(rings, SETTLE_DEADLINE));
             disk.device().check_settled()?;
         }
@@ -135,13 +129,13 @@ impl Disks {
     }
 
     pub(crate) fn kick(&self) {
-        self.0.iter().for_each(|disk| lock(disk).kick());
+        self.0.iter().for_each(|disk| disk.lock().kick());
     }
 
     /// What is on them, in the order of their slots. Does not change while the machine is paused.
     pub(crate) fn configs(&self) -> Vec<DiskConfig> {
-        let config = |disk: &Disk| {
-            let disk = lock(disk);
+        let config = |disk: &VirtioPart<Blk>| {
+            let disk = disk.lock();
             DiskConfig {
                 image: disk.device().image().clone(),
                 read_only: disk.device().is_read_only(),
@@ -151,14 +145,11 @@ impl Disks {
     }
 
     pub(crate) fn subscribers(&self) -> impl Iterator<Item = Subscriber> {
-        self.0.iter().map(|disk| disk.clone() as Subscriber)
+        self.0.iter().map(VirtioPart::subscriber)
     }
 
     pub(crate) fn insert(&self, mmio: &mut Bus) -> Result<(), Overlap> {
-        (0..).zip(&self.0).try_for_each(|(number, disk)| {
-            let window = VirtioSlot::Disk(number).window();
-            mmio.insert(window, mmio::WINDOW_LENGTH, disk.clone())
-        })
+        self.0.iter().try_for_each(|disk| disk.connect(mmio))
     }
 }
 

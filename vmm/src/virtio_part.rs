@@ -4,10 +4,10 @@
 use crate::event_loop::Subscriber;
 use crate::kvm::KvmVm;
 use crate::layout::VirtioSlot;
-use crate::platform::{PlatformError, lock};
+use crate::platform::{PlatformError, connect_doorbells, line, lock};
 use devices::bus::{Bus, Overlap};
 use devices::virtio::device::VirtioDevice;
-use devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY_OFFSET, SharedMemory, WINDOW_LENGTH};
+use devices::virtio::mmio::{MmioTransport, SharedMemory, WINDOW_LENGTH};
 use devices::virtio::state::{TRANSPORT_STATE_VERSION, TransportState};
 use snapshot::{StateError, StateFile, StateWriter, WriteError};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -28,15 +28,12 @@ impl<D: VirtioDevice + 'static> VirtioPart<D> {
         device: D,
         state: Option<&TransportState>,
     ) -> Result<Self, PlatformError> {
-        let line = Box::new(vm.interrupt_line(slot.gsi())?);
+        let line = line(vm, slot.gsi())?;
         let transport = match state {
             None => MmioTransport::new(device, memory.clone(), line)?,
             Some(state) => MmioTransport::restore(device, memory.clone(), line, state)?,
         };
-        let address = slot.window() + QUEUE_NOTIFY_OFFSET;
-        for (queue, doorbell) in (0..).zip(transport.doorbells()) {
-            vm.connect_doorbell(doorbell, address, queue)?;
-        }
+        connect_doorbells(vm, slot, &transport)?;
         Ok(Self {
             slot,
             transport: Arc::new(Mutex::new(transport)),

@@ -5,10 +5,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
+use vmm::GuestMemoryStats;
 
 use crate::args::Context;
 use crate::control::client::ask;
-use crate::control::{GuestMemory, Reply, Request};
+use crate::control::{Reply, Request};
 use crate::error::{FAILURE, Outcome, SUCCESS, describe};
 use crate::id::VmId;
 use crate::output;
@@ -47,7 +48,7 @@ struct Stats {
     #[serde(flatten)]
     usage: Usage,
     /// None without a balloon device, or when the guest does not answer.
-    guest: Option<GuestMemory>,
+    guest: Option<GuestMemoryStats>,
 }
 
 impl StatsArgs {
@@ -109,7 +110,7 @@ impl Stats {
     }
 
     fn row(&self) -> [String; 7] {
-        let guest = |field: fn(&GuestMemory) -> Option<u64>| {
+        let guest = |field: fn(&GuestMemoryStats) -> Option<u64>| {
             let bytes = self.guest.as_ref().and_then(field);
             bytes.map_or_else(|| "-".to_owned(), output::size)
         };

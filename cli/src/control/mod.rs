@@ -98,49 +98,13 @@ pub enum Reply {
     /// What the guest does with its memory.
     GuestMemory {
         /// None when it cannot be asked, or does not answer.
-        memory: Option<GuestMemory>,
+        memory: Option<GuestMemoryStats>,
     },
     /// Not done.
     Error {
         /// Why not.
         message: String,
     },
-}
-
-/// A guest's memory as its kernel sees it. A kernel need not tell all.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
-pub struct GuestMemory {
-    /// Bytes that the kernel manages.
-    pub total_bytes: Option<u64>,
-    /// Bytes that are used for nothing.
-    pub free_bytes: Option<u64>,
-    /// Bytes that programs can have without swapping.
-    pub available_bytes: Option<u64>,
-    /// Bytes of files in the page cache.
-    pub cached_bytes: Option<u64>,
-    /// Page faults that read from a disk.
-    pub major_faults: Option<u64>,
-    /// Other page faults.
-    pub minor_faults: Option<u64>,
-    /// Bytes that were read from swap.
-    pub swap_in_bytes: Option<u64>,
-    /// Bytes that were written to swap.
-    pub swap_out_bytes: Option<u64>,
-}
-
-impl From<GuestMemoryStats> for GuestMemory {
-    fn from(stats: GuestMemoryStats) -> Self {
-        Self {
-            total_bytes: stats.total_bytes,
-            free_bytes: stats.free_bytes,
-            available_bytes: stats.available_bytes,
-            cached_bytes: stats.cached_bytes,
-            major_faults: stats.major_faults,
-            minor_faults: stats.minor_faults,
-            swap_in_bytes: stats.swap_in_bytes,
-            swap_out_bytes: stats.swap_out_bytes,
-        }
-    }
 }
 
 /// A template that was made of a running VM.

@@ -7,8 +7,8 @@ use vmm::GuestMemoryStats;
 
 use super::session::Session;
 use crate::background::Background;
+use crate::control::Reply;
 use crate::control::server::ClientId;
-use crate::control::{GuestMemory, Reply};
 
 /// How long a guest may take for its answer. One that is paused does not answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -48,10 +48,9 @@ impl Session {
     pub fn answer_memory(&mut self) {
         let control = &mut self.control;
         self.memory_asked.retain(|asked| {
-            let Some(stats) = asked.asking.take() else {
+            let Some(memory) = asked.asking.take() else {
                 return true;
             };
-            let memory = stats.map(GuestMemory::from);
             control.reply(asked.client, &Reply::GuestMemory { memory });
             false
         });

@@ -2,6 +2,7 @@
 
 use super::device::DeviceError;
 use super::interrupt::VirtioInterrupt;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
@@ -107,6 +108,42 @@ impl<'a> Rings<'a> {
         // Writes the last one, and then the index that covers all.
         ring.add_used(memory, *last_head, *last_written)
             .map_err(failed)
+    }
+
+    /// Answers the chains of `queue`, at most `most`: `answer` returns how many bytes it has written, and
+    /// breaks off when its turn is over. True when chains may be left that no doorbell reminds of.
+    ///
+    /// # Errors
+    /// The rings are broken, or `answer` fails.
+    pub fn answer_all(
+        &mut self,
+        queue: u16,
+        most: u16,
+        mut answer: impl FnMut(Chain<'a>, &Self) -> Result<ControlFlow<u32, u32>, DeviceError>,
+    ) -> Result<bool, DeviceError> {
+        let mut used = false;
+        let mut left = true;
+        for _ in 0..most {
+            let Some(chain) = self.pop(queue)? else {
+                if self.enable_doorbell(queue)? {
+                    continue;
+                }
+                left = false;
+                break;
+            };
+            let head = chain.head_index();
+            let turn = answer(chain, self)?;
+            let (ControlFlow::Continue(written) | ControlFlow::Break(written)) = turn;
+            self.add_used(queue, head, written)?;
+            used = true;
+            if turn.is_break() {
+                break;
+            }
+        }
+        if used {
+            self.signal_used(queue)?;
+        }
+        Ok(left)
     }
 
     /// Interrupts the driver, whether it wants to know or not.

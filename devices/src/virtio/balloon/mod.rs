@@ -18,6 +18,7 @@ use super::device::{DeviceError, DeviceKind, VirtioDevice};
 use super::rings::{Chain, Rings};
 use std::fmt::Debug;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -192,27 +193,14 @@ impl Balloon {
     /// Gives back what the driver reports, as much as a turn allows.
     fn take_reported(&mut self, queue: u16, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
         let mut budget = BYTES_PER_TURN;
-        let mut used = false;
-        let mut left = true;
-        for _ in 0..QUEUE_SIZE {
-            if budget == 0 {
-                break;
-            }
-            let Some(chain) = rings.pop(queue)? else {
-                if rings.enable_doorbell(queue)? {
-                    continue;
-                }
-                left = false;
-                break;
-            };
-            let head = chain.head_index();
+        let left = rings.answer_all(queue, QUEUE_SIZE, |chain, _| {
             self.give_back(chain, &mut budget);
-            rings.add_used(queue, head, 0)?;
-            used = true;
-        }
-        if used {
-            rings.signal_used(queue)?;
-        }
+            Ok(if budget == 0 {
+                ControlFlow::Break(0)
+            } else {
+                ControlFlow::Continue(0)
+            })
+        })?;
         if left {
             self.again.write(1).map_err(DeviceError::Backend)?;
         }

@@ -1,6 +1,7 @@
 //! What the guest's driver tells of its memory (virtio 1.2, section 5.5.6.3), and how the owner waits
 //! for news.
 
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ const AVAILABLE: u16 = 6;
 const CACHES: u16 = 7;
 
 /// The guest's memory as its kernel sees it. A driver need not tell all.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct GuestMemoryStats {
     /// Bytes that were read from swap.
     pub swap_in_bytes: Option<u64>,

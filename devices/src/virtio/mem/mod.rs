@@ -39,7 +39,7 @@ use super::rings::{Chain, Rings};
 use blocks::Occupancy;
 use request::{ANSWER_LENGTH, Answer, AnswerRoom, Claim, Request, RequestError};
 use std::io;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::os::fd::{AsRawFd, RawFd};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -130,24 +130,9 @@ impl Mem {
 
     /// Answers as many requests as fit the queue; if there may be more, asks for another turn.
     fn answer_all(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
-        let mut used = false;
-        let mut left = true;
-        for _ in 0..QUEUE_SIZE {
-            let Some(chain) = rings.pop(REQUEST_QUEUE)? else {
-                if rings.enable_doorbell(REQUEST_QUEUE)? {
-                    continue;
-                }
-                left = false;
-                break;
-            };
-            let head = chain.head_index();
-            let written = self.answer_chain(chain, rings);
-            rings.add_used(REQUEST_QUEUE, head, written)?;
-            used = true;
-        }
-        if used {
-            rings.signal_used(REQUEST_QUEUE)?;
-        }
+        let left = rings.answer_all(REQUEST_QUEUE, QUEUE_SIZE, |chain, rings| {
+            Ok(ControlFlow::Continue(self.answer_chain(chain, rings)))
+        })?;
         if left {
             self.again.write(1).map_err(DeviceError::Backend)?;
         }

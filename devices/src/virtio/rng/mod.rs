@@ -11,6 +11,7 @@ use super::device::{DeviceError, DeviceKind, VirtioDevice};
 use super::rings::Rings;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io::{self, Write};
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, RawFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -64,20 +65,7 @@ impl Rng {
     /// Fills as many buffers as a turn allows; if there may be more, asks for another turn.
     fn fill_all(&mut self, rings: &mut Rings<'_>) -> Result<(), DeviceError> {
         let mut budget = BYTES_PER_TURN;
-        let mut used = false;
-        let mut left = true;
-        for _ in 0..QUEUE_SIZE {
-            if budget == 0 {
-                break;
-            }
-            let Some(chain) = rings.pop(REQUEST_QUEUE)? else {
-                if rings.enable_doorbell(REQUEST_QUEUE)? {
-                    continue;
-                }
-                left = false;
-                break;
-            };
-            let head = chain.head_index();
+        let left = rings.answer_all(REQUEST_QUEUE, QUEUE_SIZE, |chain, rings| {
             let broken = |source| DeviceError::Ring {
                 queue: REQUEST_QUEUE,
                 source,
@@ -88,12 +76,12 @@ impl Rng {
             room.write_all(&bytes).map_err(DeviceError::Backend)?;
             budget -= length;
             let written = u32::try_from(length).unwrap_or(0);
-            rings.add_used(REQUEST_QUEUE, head, written)?;
-            used = true;
-        }
-        if used {
-            rings.signal_used(REQUEST_QUEUE)?;
-        }
+            Ok(if budget == 0 {
+                ControlFlow::Break(written)
+            } else {
+                ControlFlow::Continue(written)
+            })
+        })?;
         if left {
             self.again.write(1).map_err(DeviceError::Backend)?;
         }
