@@ -67,12 +67,15 @@ pub enum Error {
 
 impl Error {
     /// Wraps the failure of `action` on `path`; for `map_err`.
-    pub fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub fn file<E: Into<io::Error>>(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
         let path = path.into();
         move |source| Self::File {
             action,
             path,
-            source,
+            source: source.into(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::exec::debug_shell;
+use crate::exec::{debug_shell, image};
 use crate::machine::uevent::Uevents;
 use crate::machine::{Machine, host_names, hotplug, machine_id, shutdown, vsock};
 use crate::server::{Listeners, Server};
@@ -26,6 +26,7 @@ pub fn run() -> Result<(), Error> {
     let mut uevents = Uevents::open()?;
     modules::load_listed();
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    image::keep_for_later()?;
     root::enter(&command_line, &mut uevents)?;
     best_effort("bring up the loopback interface", loopback::bring_up());
     best_effort("set the host name", host_names::set_from_file());

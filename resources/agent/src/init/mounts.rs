@@ -93,7 +93,7 @@ pub fn mount_all() -> Result<(), Error> {
         match mount(kind, target, kind, flags, options) {
             // Busy: the kernel or an earlier init has mounted it.
             Ok(()) | Err(Errno::BUSY) => {}
-            Err(errno) => return Err(Error::file("mount", target)(errno.into())),
+            Err(errno) => return Err(Error::file("mount", target)(errno)),
         }
     }
     for (target, link) in DEVICE_LINKS {

@@ -4,14 +4,13 @@ use std::fs::{self, DirEntry};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::statfs;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_move, unmount};
 
 use crate::error::Error;
-use crate::exec::image;
 use crate::machine::uevent::Uevents;
 use crate::say;
 
@@ -41,21 +40,20 @@ struct RootDisk {
 /// Makes the disk that the command line names the root; without one the initramfs stays it.
 pub fn enter(command_line: &str, uevents: &mut Uevents) -> Result<(), Error> {
     let Some(disk) = RootDisk::parse(command_line) else {
-        return image::keep_for_later();
+        return Ok(());
     };
     disk.wait_for(uevents)?;
     disk.mount()?;
-    image::keep_for_later()?;
-    unmount(LEFT, UnmountFlags::empty()).map_err(failed("unmount", LEFT))?;
+    unmount(LEFT, UnmountFlags::empty()).map_err(Error::file("unmount", LEFT))?;
     for path in MOVED {
         let target = format!("{MOUNT_POINT}{path}");
         fs::create_dir_all(&target).map_err(Error::file("create", &target))?;
-        mount_move(path, &target).map_err(failed("move the mount", path))?;
+        mount_move(path, &target).map_err(Error::file("move the mount", path))?;
     }
     free_initramfs();
     std::env::set_current_dir(MOUNT_POINT).map_err(Error::file("enter", MOUNT_POINT))?;
-    mount_move(".", "/").map_err(failed("make the root", MOUNT_POINT))?;
-    rustix::process::chroot(".").map_err(failed("enter", MOUNT_POINT))?;
+    mount_move(".", "/").map_err(Error::file("make the root", MOUNT_POINT))?;
+    rustix::process::chroot(".").map_err(Error::file("enter", MOUNT_POINT))?;
     std::env::set_current_dir("/").map_err(Error::file("enter", "/"))
 }
 
@@ -74,20 +72,15 @@ impl RootDisk {
     }
 
     fn wait_for(&self, uevents: &mut Uevents) -> Result<(), Error> {
-        let deadline = Instant::now() + DISK_TIMEOUT;
         let is_there =
             || fs::metadata(&self.device).is_ok_and(|meta| meta.file_type().is_block_device());
-        while !is_there() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(Error::NoRootDisk {
-                    device: self.device.clone(),
-                    seconds: DISK_TIMEOUT.as_secs(),
-                });
-            }
-            uevents.wait(left)?;
+        if uevents.wait_until(DISK_TIMEOUT, is_there)? {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::NoRootDisk {
+            device: self.device.clone(),
+            seconds: DISK_TIMEOUT.as_secs(),
+        })
     }
 
     /// Tries the file systems that the kernel knows, as mount(8) does without a type.
@@ -108,7 +101,9 @@ impl RootDisk {
                 Err(errno) => last = errno,
             }
         }
-        Err(failed("mount the root file system on", &self.device)(last))
+        Err(Error::file("mount the root file system on", &self.device)(
+            last,
+        ))
     }
 }
 
@@ -116,11 +111,6 @@ impl RootDisk {
 fn on_disks(known: &str) -> impl Iterator<Item = &str> {
     let kinds = known.lines().filter(|line| !line.starts_with("nodev"));
     kinds.map(str::trim).filter(|kind| !kind.is_empty())
-}
-
-fn failed(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(Errno) -> Error {
-    let path = path.into();
-    move |errno| Error::file(action, path)(errno.into())
 }
 
 /// Nobody can reach what is in the initramfs any more; its memory is the guest's. What cannot be

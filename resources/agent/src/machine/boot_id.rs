@@ -82,6 +82,6 @@ fn cover(text: &str) -> Result<File, Error> {
         .map_err(Error::file("create", COVER))?;
     file.write_all_at(format!("{text}\n").as_bytes(), 0)
         .map_err(Error::file("write", COVER))?;
-    mount_bind(COVER, BOOT_ID).map_err(|errno| Error::file("mount over", BOOT_ID)(errno.into()))?;
+    mount_bind(COVER, BOOT_ID).map_err(Error::file("mount over", BOOT_ID))?;
     Ok(file)
 }

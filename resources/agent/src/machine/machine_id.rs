@@ -84,7 +84,7 @@ fn cover(path: &Path, id: &str) -> Result<(), Error> {
         .open(COVER)
         .map_err(Error::file("create", COVER))?;
     writeln!(file, "{id}").map_err(Error::file("write", COVER))?;
-    mount_bind(COVER, path).map_err(|errno| Error::file("mount over", path)(errno.into()))
+    mount_bind(COVER, path).map_err(Error::file("mount over", path))
 }
 
 #[cfg(test)]

@@ -51,6 +51,23 @@ impl Uevents {
         self.drain()
     }
 
+    /// Looks at each event whether something is there; false when it is not after `timeout`.
+    pub fn wait_until(
+        &mut self,
+        timeout: Duration,
+        is_there: impl Fn() -> bool,
+    ) -> Result<bool, Error> {
+        let deadline = Instant::now() + timeout;
+        while !is_there() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            self.wait(left)?;
+        }
+        Ok(true)
+    }
+
     fn drain(&mut self) -> Result<(), Error> {
         let mut buffer = [0; 1024];
         loop {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, listen, socket,
@@ -50,21 +50,16 @@ impl Device {
 
 /// Waits until the guest has a context id.
 pub fn wait_for_device(uevents: &mut Uevents, timeout: Duration) -> Result<(), Error> {
-    let deadline = Instant::now() + timeout;
-    let there = || {
+    let is_there = || {
         Device::open()
             .ok()
             .and_then(|device| device.local_cid())
             .is_some()
     };
-    while !there() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(Error::NoVsock(timeout.as_secs()));
-        }
-        uevents.wait(left)?;
+    if uevents.wait_until(timeout, is_there)? {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::NoVsock(timeout.as_secs()))
 }
 
 /// Listens on `port` for the host, whatever the guest's context id is or becomes.
