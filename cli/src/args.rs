@@ -64,6 +64,7 @@ struct GlobalOptions {
 enum Command {
     Run(commands::run::RunArgs),
     Restore(commands::restore::RestoreArgs),
+    Pool(commands::pool::PoolArgs),
     Resize(commands::resize::ResizeArgs),
     Snapshot(commands::snapshot::SnapshotArgs),
     Stats(commands::stats::StatsArgs),
@@ -89,7 +90,10 @@ enum Command {
 impl Command {
     /// VM processes log on their own; what they inherit must not have a logger yet.
     fn starts_vms(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Restore(_) | Self::Template(_))
+        matches!(
+            self,
+            Self::Run(_) | Self::Restore(_) | Self::Pool(_) | Self::Template(_)
+        )
     }
 }
 
@@ -138,6 +142,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => args.run(context),
             Command::Restore(args) => args.run(context),
+            Command::Pool(args) => args.run(context),
             Command::Resize(args) => args.run(&mut context),
             Command::Snapshot(args) => args.run(&mut context),
             Command::Stats(args) => args.run(&context),

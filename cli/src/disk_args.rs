@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use vmm::layout::MAX_DISKS;
 
 use crate::error::usage;
@@ -49,7 +50,8 @@ impl DiskArgs {
 }
 
 /// What becomes of a guest's writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// They are in the file.
     Write,
@@ -60,7 +62,7 @@ pub enum Access {
 }
 
 /// A disk as the user names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct DiskSpec {
     /// The file.
     pub path: PathBuf,

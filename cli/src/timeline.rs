@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 /// Steps with their times. A forked process goes on with its parent's.
@@ -27,6 +28,21 @@ impl Timeline {
             start: Instant::now(),
             steps: Vec::new(),
         }
+    }
+
+    /// Goes on with that of another process, which had begun at `start` of [`Self::began_at`].
+    pub fn continued(start: Duration) -> Self {
+        let now = Instant::now();
+        let since = monotonic().saturating_sub(start);
+        Self {
+            start: now.checked_sub(since).unwrap_or(now),
+            steps: Vec::new(),
+        }
+    }
+
+    /// When it began, on the clock that all processes of a host have in common.
+    pub fn began_at(&self) -> Duration {
+        monotonic().saturating_sub(self.start.elapsed())
     }
 
     /// Notes that a step is done.
@@ -76,6 +92,13 @@ impl Timeline {
     }
 }
 
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Both parts are positive, and the second below a billion.
+    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or(0);
+    Duration::new(now.tv_sec.unsigned_abs(), nanoseconds)
+}
+
 /// Milliseconds, to a microsecond.
 fn in_ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
@@ -95,6 +118,17 @@ pub fn render(steps: &[Step]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_process_goes_on_where_one_was() {
+        let here = Timeline {
+            start: Instant::now() - Duration::from_secs(5),
+            steps: Vec::new(),
+        };
+        let there = Timeline::continued(here.began_at());
+        let difference = there.elapsed_ms() - here.elapsed_ms();
+        assert!(difference.abs() < 1000.0, "{difference} ms");
+    }
 
     #[test]
     fn lines_show_the_time_and_the_difference() {

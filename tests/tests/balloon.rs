@@ -24,10 +24,22 @@ fn private_bytes(vm: &Vm) -> u64 {
 fn memory_comes_back(vm: &Vm) {
     let before = private_bytes(vm);
     let free_before = stats(vm)["guest"]["free_bytes"].as_u64().unwrap();
-    vm.sh(&format!("head -c {} /dev/urandom >/used", USED_MIB * MIB))
-        .ok();
-    assert!(private_bytes(vm) >= before + USED_MIB * MIB * 3 / 4);
+    let bytes = USED_MIB * MIB;
+    vm.sh(&format!(
+        "head -c {bytes} /dev/urandom | tee /used | sha256sum >/sum"
+    ))
+    .ok();
     let told = stats(vm);
+    let pid = std::fs::read_to_string(vm.dir().join("vm.json")).unwrap();
+    let pid: Value = serde_json::from_str(&pid).unwrap();
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", pid["pid"])).unwrap();
+    let check = vm.sh("sha256sum </used | cmp - /sum");
+    println!("check: {check:?}; {told}");
+    let private = told["private_bytes"].as_u64().unwrap();
+    assert!(
+        private >= before + USED_MIB * MIB * 3 / 4,
+        "{before} private bytes, then {told}\n{smaps}"
+    );
     let free = told["guest"]["free_bytes"].as_u64().unwrap();
     assert!(
         free + USED_MIB * MIB / 2 < free_before,

@@ -66,5 +66,6 @@ pub use memory::MemoryBacking;
 pub use memory_fault::MemoryFaults;
 pub use memory_request::MemoryRequest;
 pub use outcome::{ExitReason, Outcome};
+pub use restore::PreparedClone;
 pub use size::{MemorySize, SizeError};
 pub use stages::Stage;

@@ -1,4 +1,5 @@
-//! Making a clone of a template. The function [`Machine::restore`] is the list of its steps.
+//! Making a clone of a template. [`PreparedClone::new`] and [`PreparedClone::into_machine`] are the list of
+//! its steps; [`Machine::restore`] does both at once.
 
 use crate::Error;
 use crate::config::{CloneConfig, VcpuCounts};
@@ -15,7 +16,7 @@ use crate::memory::{self, MemoryBacking};
 use crate::outcome::Outcome;
 use crate::platform::{Platform, PlatformState};
 use crate::size::MemorySize;
-use crate::stages::StageTimer;
+use crate::stages::{Stage, StageTimer};
 use crate::vcpu::NewVcpu;
 use devices::virtio::mem::BLOCK_SIZE;
 use devices::virtio::mmio::SharedMemory;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use vm_memory::GuestMemoryAtomic;
 
 /// Everything that a state file holds.
+#[derive(Debug)]
 struct SavedMachine {
     cpus: VcpuCounts,
     memory: MemorySize,
@@ -35,6 +37,20 @@ struct SavedMachine {
     vcpus: Vec<VcpuState>,
     vm: VmState,
     platform: PlatformState,
+}
+
+/// A clone that is made up to the point where time begins to pass for it and where it becomes somebody:
+/// memory, KVM's VM and the vCPUs with their registers. Nothing of it says which VM it is going to be, and
+/// it may wait as long as it likes.
+#[derive(Debug)]
+pub struct PreparedClone {
+    saved: SavedMachine,
+    vcpus: Vec<NewVcpu>,
+    vm: KvmVm,
+    region: Option<HotplugRegion>,
+    /// Keeps guest memory mapped for as long as KVM can reach it.
+    memory: SharedMemory,
+    stages: Vec<Stage>,
 }
 
 impl Machine {
@@ -51,6 +67,20 @@ impl Machine {
         template_memory: &Arc<MemoryLayers>,
         config: &CloneConfig,
     ) -> Result<Self, Error> {
+        let prepared = PreparedClone::new(state, template_memory)?;
+        let before = prepared.stages.clone();
+        let mut machine = prepared.into_machine(config)?;
+        machine.stages.splice(..0, before);
+        Ok(machine)
+    }
+}
+
+impl PreparedClone {
+    /// The first part of [`Machine::restore`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn new(state: &StateFile, template_memory: &Arc<MemoryLayers>) -> Result<Self, Error> {
         let mut timer = StageTimer::start();
         let saved = SavedMachine::read(state)?;
         timer.finish("state");
@@ -66,12 +96,40 @@ impl Machine {
         check_cpu(&cpuid::host(vm.kvm())?, &saved)?;
         timer.finish("vm");
 
+        let vcpus = restore_vcpus(&vm, &saved.vcpus)?;
+        timer.finish("vcpus");
+        Ok(Self {
+            saved,
+            memory,
+            vm,
+            region,
+            vcpus,
+            stages: timer.into_stages(),
+        })
+    }
+
+    /// The second part: the clone gets its identity, its clocks and its threads, and stands where the
+    /// template was.
+    ///
+    /// # Errors
+    /// As for [`Machine::restore`].
+    pub fn into_machine(self, config: &CloneConfig) -> Result<Machine, Error> {
+        let mut timer = StageTimer::start();
+        let Self {
+            saved,
+            memory,
+            vm,
+            region,
+            vcpus,
+            stages: _,
+        } = self;
+
         // The interrupt controllers come after the vCPUs and before any device, whose interrupt
         // would be overwritten.
-        let vcpus = restore_vcpus(&vm, &saved.vcpus)?;
+        start_timed(&vcpus, &saved)?;
         let clock = vm.restore(&saved.vm)?;
         start_clocks(&vcpus, &saved, &clock)?;
-        timer.finish("vcpus");
+        timer.finish("clocks");
 
         let platform = Platform::restore(
             &vm,
@@ -98,7 +156,7 @@ impl Machine {
             region,
             is_clone: true,
         };
-        let mut machine = Self::assemble(parts)?;
+        let mut machine = Machine::assemble(parts)?;
         timer.finish("threads");
         machine.stages = timer.into_stages();
         Ok(machine)
@@ -180,19 +238,22 @@ fn check_cpu(host: &[kvm_cpuid_entry2], saved: &SavedMachine) -> Result<(), Erro
 fn restore_vcpus(vm: &KvmVm, states: &[VcpuState]) -> Result<Vec<NewVcpu>, Error> {
     let make = |(id, state): (u8, &VcpuState)| {
         let fd = vm.create_vcpu(id)?;
-        vcpu_state::restore(vm, &fd, state)?;
+        vcpu_state::restore_timeless(vm, &fd, state)?;
         Ok(NewVcpu {
             fd,
             cpuid: state.cpuid.clone(),
         })
     };
-    let vcpus = (0..)
-        .zip(states)
-        .map(make)
-        .collect::<Result<Vec<_>, Error>>()?;
+    (0..).zip(states).map(make).collect()
+}
+
+/// Time begins to pass for the vCPUs.
+fn start_timed(vcpus: &[NewVcpu], saved: &SavedMachine) -> Result<(), Error> {
+    for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
+        vcpu_state::restore_timed(&vcpu.fd, state)?;
+    }
     // KVM relates its clock to the counters only when they agree.
-    tsc::align(vcpus.iter().map(|vcpu| &vcpu.fd))?;
-    Ok(vcpus)
+    Ok(tsc::align(vcpus.iter().map(|vcpu| &vcpu.fd))?)
 }
 
 /// Counters first, then the timers that are compared with them.

@@ -17,7 +17,10 @@ const MINIMUM: u64 = 32 * MIB;
 const MAXIMUM: u64 = 16 * TIB;
 
 /// An amount of guest memory: a multiple of 2 MiB, from 32 MiB to 16 TiB.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize,
+)]
+#[serde(try_from = "u64", into = "u64")]
 pub struct MemorySize(u64);
 
 /// A text or number that is no usable memory size.
@@ -81,6 +84,20 @@ impl MemorySize {
 impl fmt::Display for MemorySize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&format_bytes(self.0))
+    }
+}
+
+impl TryFrom<u64> for MemorySize {
+    type Error = SizeError;
+
+    fn try_from(bytes: u64) -> Result<Self, SizeError> {
+        Self::from_bytes(bytes)
+    }
+}
+
+impl From<MemorySize> for u64 {
+    fn from(size: MemorySize) -> Self {
+        size.bytes()
     }
 }
 

@@ -8,6 +8,7 @@ pub mod guest;
 pub mod logs;
 pub mod man;
 pub mod pause;
+pub mod pool;
 pub mod port_forward;
 pub mod ps;
 pub mod resize;

@@ -32,6 +32,8 @@ EXAMPLES:
     minivmm restore base --net tap=web1 --ip 10.0.0.2/24 --gateway 10.0.0.1
   A clone that takes over the eth0 of a network namespace:
     minivmm restore base --net netns=/run/netns/pod1
+  One that 'minivmm pool base' keeps ready:
+    minivmm restore base --pool --id web-2
   Start nothing unless every byte of the template is as it was published:
     minivmm restore base --verify
   A clone of a guest without an agent:
@@ -71,6 +73,9 @@ pub struct RestoreArgs {
     /// Compare every byte of the template with its checksums first, as 'template verify' does
     #[arg(long)]
     verify: bool,
+    /// Take a clone that 'minivmm pool' keeps ready, if there is one
+    #[arg(long, conflicts_with = "foreground")]
+    pool: bool,
 }
 
 impl RestoreArgs {
@@ -109,6 +114,9 @@ impl RestoreArgs {
             keep: self.keep,
             verify: self.verify,
         };
+        if self.pool {
+            return launch::pooled_vm(context, plan, &self.life);
+        }
         launch::vm(context, Plan::Restore(plan), &self.life)
     }
 

@@ -38,7 +38,8 @@ pub struct NetArgs {
 }
 
 /// What the card is connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Nothing.
     None,
@@ -49,7 +50,7 @@ pub enum Mode {
 }
 
 /// A network to connect to, every choice made and checked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct NetPlan {
     place: Mode,
     guest: GuestNetwork,
@@ -59,15 +60,14 @@ pub struct NetPlan {
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub struct GuestNetwork {
     /// Address of the card.
-    pub mac: String,
+    #[serde(with = "mac_text")]
+    pub mac: MacAddress,
     /// IP addresses with their prefixes.
     pub addresses: Vec<IpNet>,
     /// Gateways of the default routes.
     pub gateways: Vec<IpAddr>,
     /// Largest packet in bytes; 0 leaves it to the guest.
     pub mtu: u32,
-    #[serde(skip)]
-    mac_bytes: [u8; 6],
 }
 
 /// A network that a VM is connected to, for as long as this lives.
@@ -135,7 +135,7 @@ impl Network {
     /// The device's part of it.
     pub fn device(&self) -> NetConfig {
         NetConfig {
-            mac: MacAddress(self.guest.mac_bytes),
+            mac: self.guest.mac,
             tap: Some(self.tap.clone()),
         }
     }
@@ -144,18 +144,17 @@ impl Network {
 impl GuestNetwork {
     fn new(mac: MacAddress, addresses: Vec<IpNet>, gateways: Vec<IpAddr>, mtu: u32) -> Self {
         Self {
-            mac: mac.to_string(),
+            mac,
             addresses,
             gateways,
             mtu,
-            mac_bytes: mac.0,
         }
     }
 
     /// The agent's part of it.
     pub fn request(&self) -> proto::guest::Network {
         proto::guest::Network {
-            mac: self.mac_bytes.to_vec(),
+            mac: self.mac.0.to_vec(),
             addresses: self.addresses.iter().map(ToString::to_string).collect(),
             gateways: self.gateways.iter().map(ToString::to_string).collect(),
             mtu: self.mtu,
@@ -239,6 +238,20 @@ fn mac(text: &str) -> Result<MacAddress, String> {
         Ok(mac)
     } else {
         Err(wrong())
+    }
+}
+
+/// The address of a card as people write it.
+mod mac_text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use vmm::MacAddress;
+
+    pub fn serialize<S: Serializer>(mac: &MacAddress, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(mac)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<MacAddress, D::Error> {
+        super::mac(&String::deserialize(from)?).map_err(D::Error::custom)
     }
 }
 

@@ -120,7 +120,7 @@ fn every_vm_gets_an_address_of_its_own() {
     assert!(parse(&[]).unwrap().resolve(true).unwrap().is_none());
     let given = parse(&["--net", "tap=a", "--mac", "02:00:00:00:00:AB"]).unwrap();
     assert_eq!(
-        given.resolve(true).unwrap().unwrap().guest.mac,
+        given.resolve(true).unwrap().unwrap().guest.mac.to_string(),
         "02:00:00:00:00:ab"
     );
 }

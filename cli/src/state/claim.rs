@@ -132,7 +132,7 @@ pub(super) fn is_alive(dir: &VmDir) -> anyhow::Result<bool> {
 }
 
 /// Opens or makes a lock file.
-pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+pub fn open_lock(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
         .write(true)

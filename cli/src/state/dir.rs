@@ -11,7 +11,7 @@ use crate::error::usage;
 use crate::id::VmId;
 
 /// What `sun_path` holds besides its terminating NUL, in bytes.
-const MAX_SOCKET_PATH_BYTES: usize = 107;
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The longest name of a socket in a VM's directory: a guest's connection to the last port.
 const LONGEST_SOCKET: &str = "vsock.sock_4294967295";
 

@@ -1,4 +1,4 @@
-//! The state directory: one directory for each VM.
+//! The state directory: one directory for each VM, and the files of pools.
 //!
 //! - [`dir`]: the paths of one VM and the limit on their length.
 //! - [`record`]: `vm.json`, what a VM is and how it ended.
@@ -150,12 +150,20 @@ impl StateDir {
         Ok(lock)
     }
 
+    /// Where pools keep their files.
+    pub fn pools(&self) -> PathBuf {
+        self.root.join("pools")
+    }
+
     fn vms(&self) -> PathBuf {
         self.root.join("vms")
     }
 
-    /// Excludes other processes that look at or change who owns a VM's directory.
-    fn guard(&self) -> anyhow::Result<File> {
+    /// Excludes other processes that look at or change who owns a VM's directory, or a pool's files.
+    ///
+    /// # Errors
+    /// The lock cannot be used.
+    pub fn guard(&self) -> anyhow::Result<File> {
         let path = self.vms().join(".lock");
         let lock = claim::open_lock(&path)
             .and_then(|lock| lock.lock().map(|()| lock))
@@ -163,7 +171,11 @@ impl StateDir {
         Ok(lock)
     }
 
-    fn create(&self) -> anyhow::Result<()> {
+    /// Makes the directory if it is missing.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create(&self) -> anyhow::Result<()> {
         let vms = self.vms();
         DirBuilder::new()
             .recursive(true)

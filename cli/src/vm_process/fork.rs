@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::Mode;
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 /// Forks and runs `child` in the new process, which ends with the code that `child` returns.
 ///
@@ -24,6 +24,18 @@ pub fn fork(child: impl FnOnce() -> u8) -> io::Result<Pid> {
         -1 => Err(io::Error::last_os_error()),
         0 => std::process::exit(child().into()),
         pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork returned a bad pid")),
+    }
+}
+
+/// As [`fork`], for a process that this one does not have to wait for.
+///
+/// # Errors
+/// What fork(2) reported.
+pub fn fork_orphan(child: impl FnOnce() -> u8) -> io::Result<()> {
+    let between = fork(|| fork(child).map_or(1, |_| 0))?;
+    match waitpid(Some(between), WaitOptions::empty())? {
+        Some((_, status)) if status.exit_status() == Some(0) => Ok(()),
+        _ => Err(io::Error::other("the second fork failed")),
     }
 }
 

@@ -1,24 +1,28 @@
-//! The command's side: forks the VM process, follows it until the VM is ready, and with
-//! `--foreground` until its end.
+//! The command's side: forks the VM process or takes one from a pool, follows it until the VM is ready, and
+//! with `--foreground` until its end.
 
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid,
+};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use super::fork;
 use super::link::{self, CommandEnd, Message};
-use super::plan::{CreatePlan, Created, Plan, Ready};
+use super::plan::{CreatePlan, Created, Plan, Ready, RestorePlan};
 use super::sizing::SizeReport;
 use super::start::{self, Inheritance};
+use super::taking::{self, NotTaken};
 use crate::args::Context;
 use crate::attach::{Attached, Attachment};
-use crate::error::{FAILURE, INTERRUPTED, Outcome, SUCCESS, coded};
+use crate::error::{FAILURE, INTERRUPTED, Outcome, SUCCESS, coded, describe};
 use crate::id::VmId;
 use crate::signals::Signals;
 use crate::state::StateDir;
@@ -28,6 +32,8 @@ use crate::{output, poll, timeline};
 
 /// How long an interrupted VM process may take to clean up before it is killed.
 const CLEAN_UP_TIME: Duration = Duration::from_secs(10);
+/// How long a pool may take to find a clone, which is there or not.
+const TAKING_TIME: Duration = Duration::from_secs(5);
 /// Signals this close are one: timeout(1), for example, sends two.
 const ONE_INTERRUPTION: Duration = Duration::from_millis(500);
 /// How long the console may take to be printed after the VM has ended, without any progress.
@@ -56,16 +62,44 @@ pub struct LifeArgs {
 
 /// Starts a VM and prints its id, or is its console until its end.
 pub fn vm(context: Context, plan: Plan, life: &LifeArgs) -> Outcome {
-    let id = plan.id().clone();
-    context.state.vm(&id).check_socket_paths()?;
+    context.state.vm(plan.id()).check_socket_paths()?;
     let mut follower = Follower::start(context, plan, life.foreground, life.rm)?;
     if life.foreground {
         return follower.until_end(life.timings);
     }
-    let ready = match follower.until_ready() {
+    let ready = follower.until_ready();
+    tell(&mut follower, ready, life)
+}
+
+/// Takes a VM from a pool and prints its id. Without a pool, or with an empty one, a VM is started as by
+/// [`vm`].
+pub fn pooled_vm(mut context: Context, plan: RestorePlan, life: &LifeArgs) -> Outcome {
+    context.state.vm(&plan.id).check_socket_paths()?;
+    let reason = match taking::ask(&context, &plan, life.rm) {
+        Ok(link) => {
+            let mut follower = Follower::of_pool(context, plan.id.clone(), link)?;
+            match follower.until_ready() {
+                Err(error) if error.is::<NotTaken>() => {
+                    context = follower.context;
+                    error
+                }
+                ready => return tell(&mut follower, ready, life),
+            }
+        }
+        Err(error) => error,
+    };
+    let notice = format!("making a clone of its own: {}", describe(&reason));
+    context.progress.notice(notice);
+    vm(context, Plan::Restore(plan), life)
+}
+
+/// Prints what became of a VM, and lets it go.
+fn tell(follower: &mut Follower, ready: anyhow::Result<Ready>, life: &LifeArgs) -> Outcome {
+    let id = follower.id.clone();
+    let ready = match ready {
         Ok(ready) => ready,
         Err(error) => {
-            if let Some(size) = follower.size.filter(|_| life.json) {
+            if let Some(size) = follower.size.take().filter(|_| life.json) {
                 output::json(&Shortfall { id, size })?;
             }
             return Err(error);
@@ -124,7 +158,7 @@ struct Shortfall {
 struct Follower {
     context: Context,
     id: VmId,
-    pid: Pid,
+    process: Process,
     link: CommandEnd,
     signals: Signals,
     attachment: Option<Attachment>,
@@ -137,6 +171,17 @@ struct Follower {
     silent: bool,
     /// How far the VM's growth got, when that is why there is no VM.
     size: Option<Box<SizeReport>>,
+}
+
+/// The VM process.
+#[derive(Debug)]
+enum Process {
+    /// This one has forked it.
+    Child(Pid),
+    /// It is a pool's, and has been found.
+    Member(OwnedFd),
+    /// The pool has until then to find one.
+    Awaited(Instant),
 }
 
 impl Follower {
@@ -166,17 +211,31 @@ impl Follower {
         };
         let pid = fork::fork(move || start::run(inheritance)).context("Cannot fork")?;
 
+        let follower = Self::of(context, id, Process::Child(pid), link)?;
+        let attachment = console.as_ref().map(Attachment::new).transpose()?;
+        Ok(Self {
+            attachment,
+            foreground,
+            ..follower
+        })
+    }
+
+    fn of_pool(context: Context, id: VmId, link: CommandEnd) -> anyhow::Result<Self> {
+        let process = Process::Awaited(Instant::now() + TAKING_TIME);
+        Self::of(context, id, process, link)
+    }
+
+    fn of(context: Context, id: VmId, process: Process, link: CommandEnd) -> anyhow::Result<Self> {
         let signals =
             Signals::catch(&[SIGHUP, SIGINT, SIGQUIT, SIGTERM]).context("Cannot catch signals")?;
-        let attachment = console.as_ref().map(Attachment::new).transpose()?;
         Ok(Self {
             context,
             id,
-            pid,
+            process,
             link,
             signals,
-            attachment,
-            foreground,
+            attachment: None,
+            foreground: false,
             interrupted: None,
             kill_at: None,
             silent: false,
@@ -190,6 +249,7 @@ impl Follower {
                 // One that was given up while it said so is going to say how it ends.
                 Some(Message::Ready(ready)) if self.interrupted.is_none() => return Ok(*ready),
                 Some(Message::Ended(end)) => bail!("VM {} has ended: {}", self.id, end.message),
+                Some(Message::Empty { reason }) => return Err(NotTaken(reason).into()),
                 Some(_) => {}
                 None => return Err(self.lost()),
             }
@@ -244,6 +304,7 @@ impl Follower {
             self.silent = !open;
             for message in messages {
                 match message {
+                    Message::Taken { pid } => self.process = taken(pid)?,
                     Message::Notice(text) => self.context.progress.notice(text),
                     Message::Step(text) if !self.foreground => self.context.progress.step(text),
                     Message::Step(_) => {}
@@ -268,7 +329,13 @@ impl Follower {
 
     /// Waits for the link, a signal, or the console, and moves the console's bytes.
     fn wait(&mut self) -> anyhow::Result<()> {
-        let deadline = poll::earlier(self.context.progress.next_refresh(), self.kill_at);
+        let mut deadline = poll::earlier(self.context.progress.next_refresh(), self.kill_at);
+        if let Process::Awaited(until) = self.process {
+            if until <= Instant::now() {
+                return Err(NotTaken("the pool does not answer".to_owned()).into());
+            }
+            deadline = poll::earlier(deadline, Some(until));
+        }
         let wanted = self
             .attachment
             .as_ref()
@@ -338,7 +405,13 @@ impl Follower {
 
     fn kill(&mut self) -> anyhow::Result<()> {
         self.kill_at = None;
-        kill_process(self.pid, Signal::KILL).context("Cannot kill the VM process")
+        let killed = match &self.process {
+            Process::Child(pid) => kill_process(*pid, Signal::KILL),
+            Process::Member(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
+            // Nobody is there who could be killed.
+            Process::Awaited(_) => bail!("Interrupted"),
+        };
+        killed.context("Cannot kill the VM process")
     }
 
     fn print_rest_of_console(&mut self) -> anyhow::Result<()> {
@@ -360,6 +433,9 @@ impl Follower {
     fn lost(&mut self) -> anyhow::Error {
         self.attachment = None;
         self.context.progress.finish();
+        if matches!(self.process, Process::Awaited(_)) && self.interrupted.is_none() {
+            return NotTaken("the pool has ended".to_owned()).into();
+        }
         let how = self.reap();
         let log = self.context.state.vm(&self.id).vmm_log();
         let log = std::fs::read_to_string(log).unwrap_or_default();
@@ -381,7 +457,16 @@ impl Follower {
     }
 
     fn reap(&mut self) -> String {
-        match waitpid(Some(self.pid), WaitOptions::empty()) {
+        let pid = match &self.process {
+            Process::Child(pid) => *pid,
+            Process::Member(pidfd) => {
+                // It has closed the link, so its end is near; how it ends is told to its parent only.
+                poll::readable(pidfd, Some(Instant::now() + CLEAN_UP_TIME)).unwrap_or_default();
+                return "has ended".to_owned();
+            }
+            Process::Awaited(_) => return "is gone".to_owned(),
+        };
+        match waitpid(Some(pid), WaitOptions::empty()) {
             Ok(Some((_, status))) => match (status.terminating_signal(), status.exit_status()) {
                 (Some(signal), _) => format!("was killed by signal {signal}"),
                 (None, Some(code)) if code == i32::from(EndReason::MemoryLost.code()) => {
@@ -393,6 +478,14 @@ impl Follower {
             Err(error) => format!("is gone ({error})"),
         }
     }
+}
+
+/// A pool's process that has taken the request.
+fn taken(pid: u32) -> anyhow::Result<Process> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let pid = pid.context("The pool sent a bad process id")?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("Cannot watch the VM process")?;
+    Ok(Process::Member(pidfd))
 }
 
 /// Removes what a VM process that was killed has left.

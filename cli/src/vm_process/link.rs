@@ -1,4 +1,4 @@
-//! The socket between a command and the VM process it has forked.
+//! The socket between a command and the VM process it has forked, or has found in a pool.
 //!
 //! The VM process sends messages, one JSON object a line. The other way there is one byte: the
 //! command has taken note that the VM is ready and lets it go. If the socket ends without it, the
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::{Created, Ready};
 use super::sizing::SizeReport;
+use crate::json_lines::{self, Lines};
 use crate::state::record::End;
 
 const LET_GO: &[u8] = b"k";
@@ -21,6 +22,16 @@ const LET_GO: &[u8] = b"k";
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Message {
+    /// A process of a pool takes the request; what follows is its own.
+    Taken {
+        /// Of the process.
+        pid: u32,
+    },
+    /// The pool has no clone ready. The last message.
+    Empty {
+        /// Why not.
+        reason: String,
+    },
     /// Something the user should know.
     Notice(String),
     /// A step begins.
@@ -50,17 +61,15 @@ pub fn pair() -> io::Result<(CommandEnd, VmEnd)> {
     let (command, vm) = UnixStream::pair()?;
     command.set_nonblocking(true)?;
     vm.set_nonblocking(true)?;
-    let command = CommandEnd {
-        stream: command,
-        received: Vec::new(),
-    };
-    Ok((command, VmEnd { stream: vm }))
+    Ok((CommandEnd::of(command), VmEnd::of(vm)))
 }
 
 /// The VM process's end.
 #[derive(Debug)]
 pub struct VmEnd {
     stream: UnixStream,
+    /// Closed with it: a pool waits for the clone that it handed out to be on its own.
+    _companion: Option<UnixStream>,
 }
 
 /// What a VM process knows of its command.
@@ -75,16 +84,26 @@ pub enum Command {
 }
 
 impl VmEnd {
+    /// Over a socket that does not block.
+    pub fn of(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            _companion: None,
+        }
+    }
+
+    /// Keeps `companion` open for as long as this is.
+    pub fn with(self, companion: UnixStream) -> Self {
+        Self {
+            _companion: Some(companion),
+            ..self
+        }
+    }
+
     /// Tells the command. One that is gone is no error: [`VmEnd::command`] tells.
     pub fn send(&self, message: &Message) {
-        let sent = serde_json::to_vec(message)
-            .map_err(io::Error::from)
-            .and_then(|mut line| {
-                line.push(b'\n');
-                // A whole life of messages fits into the socket's buffer.
-                (&self.stream).write_all(&line)
-            });
-        if let Err(error) = sent {
+        // A whole life of messages fits into the socket's buffer.
+        if let Err(error) = json_lines::send(&self.stream, message) {
             tracing::debug!(%error, "The command that started this VM does not listen");
         }
     }
@@ -110,33 +129,24 @@ impl AsFd for VmEnd {
 #[derive(Debug)]
 pub struct CommandEnd {
     stream: UnixStream,
-    received: Vec<u8>,
+    lines: Lines,
 }
 
 impl CommandEnd {
+    /// Over a socket that does not block.
+    pub fn of(stream: UnixStream) -> Self {
+        Self {
+            stream,
+            lines: Lines::default(),
+        }
+    }
+
     /// The messages that have come, and whether there may be more.
     ///
     /// # Errors
     /// The socket failed, or what came is no message.
     pub fn receive(&mut self) -> io::Result<(VecDeque<Message>, bool)> {
-        let mut buffer = [0; 4096];
-        let open = loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => break false,
-                Ok(count) => self.received.extend(buffer.iter().take(count)),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break true,
-                // A process that was killed with our byte unread.
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => break false,
-                Err(error) => return Err(error),
-            }
-        };
-        let mut messages = VecDeque::new();
-        while let Some(end) = self.received.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.received.drain(..=end).collect();
-            messages.push_back(serde_json::from_slice(&line)?);
-        }
-        Ok((messages, open))
+        self.lines.receive(&self.stream)
     }
 
     /// Lets a VM that is ready go its way.

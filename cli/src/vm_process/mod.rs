@@ -3,10 +3,12 @@
 //! | Module | Side | What it does |
 //! |---|---|---|
 //! | [`launch`] | command | forks, shows progress, waits for "ready", or is the console until the end |
+//! | [`taking`] | command | asks a pool for a clone |
 //! | [`fork`] | both | the fork itself, and becoming a daemon |
 //! | [`link`] | both | the socket between the two: messages one way, its end the other way |
 //! | [`plan`] | both | what to start |
 //! | [`start`] | VM process | from its first line to its last: builds the machine, ends in order |
+//! | [`cloning`] | VM process | what is particular to clones: their template, and how they come to run |
 //! | [`premises`] | VM process | the VM's directory with its log, record and sockets |
 //! | [`session`] | VM process | the poll loop: serves the machine from its first instruction to its end |
 //! | [`bring_up`], [`becoming_ready`] | VM process | from running vCPUs to an agent that has answered, and to a VM that is ready |
@@ -20,15 +22,16 @@
 
 mod becoming_ready;
 mod bring_up;
+pub mod cloning;
 mod console;
 mod disks;
-mod fork;
+pub mod fork;
 mod freeze;
 pub mod launch;
-mod link;
+pub mod link;
 mod memory_asked;
 pub mod plan;
-mod premises;
+pub mod premises;
 mod resizing;
 mod session;
 pub mod sizing;
@@ -36,4 +39,5 @@ mod snapshot;
 mod snapshotting;
 mod start;
 mod stopping;
+mod taking;
 mod template_watch;

@@ -42,7 +42,7 @@ pub struct BootPlan {
 }
 
 /// A clone of a template.
-#[derive(Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct RestorePlan {
     /// Its id.
     pub id: VmId,
@@ -51,19 +51,34 @@ pub struct RestorePlan {
     /// The directory of the store.
     pub store: PathBuf,
     /// What its network card is connected to; nothing when the template has none.
+    #[serde(default)]
     pub net: Option<NetPlan>,
     /// What it is to have; the template's where it does not say.
+    #[serde(default)]
     pub size: Target,
     /// Disks for the template's empty slots.
+    #[serde(default)]
     pub disks: Vec<DiskSpec>,
     /// An agent is expected in the guest.
+    #[serde(default = "yes")]
     pub with_agent: bool,
     /// How long the agent may take.
+    #[serde(default = "usual_timeout")]
     pub timeout: Duration,
     /// Leave it running when the agent does not answer.
+    #[serde(default)]
     pub keep: bool,
     /// Compare every byte of the template with its checksums first.
+    #[serde(default)]
     pub verify: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn usual_timeout() -> Duration {
+    Duration::from_secs(60)
 }
 
 /// A machine that becomes a template.

@@ -9,7 +9,7 @@ use vmm::{Machine, MemoryRequest, MemorySize, Presence};
 use crate::agent::{Agent, Online};
 
 /// The size that a VM is to have; what is `None` stays as it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 pub struct Target {
     /// vCPUs.
     pub cpus: Option<u8>,

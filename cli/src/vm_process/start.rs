@@ -3,26 +3,20 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::Context;
-use snapshot::{MemoryCheck, Store, Template, TemplateName};
-use vmm::{CloneConfig, GenerationId, Machine, MemoryBacking, MemorySize};
+use vmm::{Machine, MemoryBacking};
 
 use super::bring_up::{Ask, BringUp};
 use super::link::{Message, VmEnd};
-use super::plan::{BootPlan, Plan, RestorePlan};
+use super::plan::{BootPlan, Plan};
 use super::premises::{MovedIn, Premises, Running, Setup, abandon, fail};
 use super::session::{Finish, Session, Start};
-use super::sizing::{NotReached, Sizing};
+use super::sizing::NotReached;
 use super::snapshot::Origin;
-use super::template_watch::TemplateWatch;
-use super::{disks, fork, freeze};
+use super::{cloning, disks, fork, freeze};
 use crate::agent::{HookFailed, PROMPT};
-use crate::commands::restore::check_size;
 use crate::error::{FAILURE, coded, describe, exit_code};
-use crate::machine_args::NETWORK;
 use crate::state::StateDir;
 use crate::state::claim::Claim;
 use crate::state::record::{End, EndReason, Kind, State};
@@ -75,7 +69,7 @@ pub fn run(inheritance: Inheritance) -> u8 {
     };
     match plan {
         Plan::Boot(plan) => boot(plan, setup, link),
-        Plan::Restore(plan) => restore(plan, setup, link),
+        Plan::Restore(plan) => cloning::restore(plan, setup, link),
         Plan::Create(plan) => freeze::create(plan, setup, link),
     }
 }
@@ -125,137 +119,11 @@ fn boot(plan: BootPlan, setup: Setup, link: VmEnd) -> u8 {
     )
 }
 
-fn restore(mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
-    let acquired = acquire(&mut plan, &link).and_then(|template| {
-        let claim = Claim::new(&setup.state, &plan.id)?;
-        Ok((template, claim))
-    });
-    let (template, claim) = match acquired {
-        Ok((template, claim)) => (Arc::new(template), claim),
-        Err(error) => return fail(&link, &error),
-    };
-    let memory = Some(template.path());
-    let code = live(
-        Premises::move_in(claim, Kind::Clone, memory, setup, link),
-        |premises| {
-            premises.timeline.mark("template open");
-            note_template(premises, &plan.template, &template)?;
-            let (disks, entries) = disks::of_clone(&template, premises.claim.dir(), &plan.disks)?;
-            premises.record.disks = entries;
-            let net = premises.connect(plan.net.take())?;
-            let config = CloneConfig {
-                vsock: premises.vsock(),
-                generation: GenerationId::new(premises.identity.generation),
-                disks,
-                net,
-            };
-            let mut machine = Machine::restore(template.state(), template.memory(), &config)
-                .with_context(|| format!("Cannot restore template {}", plan.template))?;
-            premises.mark_stages(&machine);
-            // Before the first instruction: nothing of the machine has to be stopped for it.
-            let sizing = (!plan.size.is_empty())
-                .then(|| Sizing::begin(&mut machine, plan.size))
-                .transpose()?;
-            if sizing.is_some() {
-                premises.timeline.mark("CPUs and memory added");
-            }
-            machine.resume();
-            premises.timeline.mark("vCPUs running");
-            let restored_ms = premises.timeline.elapsed_ms();
-            premises.identity.template = Some(plan.template.to_string());
-            let ask = Ask::Adopt(premises.identity.clone(), sizing);
-            let bring_up = if plan.with_agent {
-                BringUp::ask(&machine, ask.clone(), plan.timeout, plan.keep)?
-            } else {
-                BringUp::Done
-            };
-            let start = Start {
-                ask,
-                ask_timeout: plan.timeout,
-                timeout: plan.timeout,
-                // The calls' own deadlines come first and say more: they give the agent a little time for
-                // its answer that the guest has not got so far.
-                deadline: Instant::now() + plan.timeout + PROMPT + Duration::from_secs(1),
-                agent_is_optional: plan.keep,
-                foreground: premises.foreground,
-                restored_ms: Some(restored_ms),
-            };
-            let origin = Origin::Template(template.clone());
-            Ok((machine, origin, bring_up, start))
-        },
-    );
-    // Held until here: a template cannot be deleted while its clone lives.
-    drop(template);
-    code
-}
-
-/// Writes down what the clone is made of, and watches it from now on.
-fn note_template(
-    premises: &mut Premises,
-    name: &TemplateName,
-    template: &Arc<Template>,
-) -> anyhow::Result<()> {
-    let guest = &template.manifest().spec.guest;
-    premises.record.template = Some(name.to_string());
-    premises.record.cpus = u8::try_from(guest.cpus).context("Template has too many vCPUs")?;
-    premises.record.memory_bytes = guest.memory_bytes;
-    premises.template_watch = Some(TemplateWatch::of(template.clone()));
-    premises
-        .link
-        .send(&Message::Step("Restoring the clone".to_owned()));
-    Ok(())
-}
-
-fn acquire(plan: &mut RestorePlan, link: &VmEnd) -> anyhow::Result<Template> {
-    let template = Store::open(&plan.store)?.acquire(&plan.template)?;
-    let guest = &template.manifest().spec.guest;
-    let name = &plan.template;
-    if guest.held && !plan.with_agent {
-        return Err(coded(
-            FAILURE,
-            format!(
-                "Clones of template {name} need their agent: without it their processes would stand still \
-                 for ever; leave out --no-agent"
-            ),
-        ));
-    }
-    if plan.net.is_some() && !guest.devices.iter().any(|device| device == NETWORK) {
-        return Err(coded(
-            FAILURE,
-            format!(
-                "Template {name} has no network device; make it with 'minivmm template create --net'"
-            ),
-        ));
-    }
-    if let Some(cpus) = plan.size.cpus {
-        let has = guest.cpus..=guest.max_cpus;
-        check_size(name, "cpus", has, cpus.into())?;
-    }
-    if let Some(memory) = plan.size.memory {
-        let size = |bytes| {
-            MemorySize::from_bytes(bytes).with_context(|| format!("Template {name} is not usable"))
-        };
-        let has = size(guest.memory_bytes)?..=size(guest.max_memory_bytes)?;
-        check_size(name, "mem", has, memory)?;
-    }
-    disks::check_slots(&template, &plan.disks)?;
-    // One whose file times are not the published ones was compared when it was opened.
-    if plan.verify && template.memory_check() == MemoryCheck::Stamp {
-        link.send(&Message::Step(format!("Verifying {name}")));
-        template.verify_memory()?;
-    }
-    if plan.verify {
-        template.verify_disks()?;
-    }
-    // What the template has already is not asked for.
-    let memory = |memory: &MemorySize| memory.bytes() != guest.memory_bytes;
-    plan.size.cpus = plan.size.cpus.filter(|n| u32::from(*n) != guest.cpus);
-    plan.size.memory = plan.size.memory.filter(memory);
-    Ok(template)
-}
-
 /// Starts the machine, serves it until its end, and returns the exit code.
-fn live(moved_in: MovedIn, start: impl FnOnce(&mut Premises) -> anyhow::Result<Running>) -> u8 {
+pub(super) fn live(
+    moved_in: MovedIn,
+    start: impl FnOnce(&mut Premises) -> anyhow::Result<Running>,
+) -> u8 {
     let mut premises = match moved_in {
         MovedIn::Ready(premises) => premises,
         MovedIn::Failed { claim, link, error } => return abandon(claim, &link, &error),

@@ -16,6 +16,7 @@ mod disk_full;
 mod kill;
 mod leaks;
 mod long_copies;
+mod pools;
 mod races;
 mod signals;
 mod template_changes;

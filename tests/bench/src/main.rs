@@ -3,6 +3,7 @@
 //! | module | what it measures |
 //! |---|---|
 //! | `restores` | from the start of a program to the guest's first reply, minivmm beside its floor |
+//! | `pooled` | a clone out of a pool, from the request to the guest's first reply |
 //! | `crowd` | many clones at once, and the memory of each |
 //! | `saves` | making a template, and a snapshot of a clone |
 //! | `growth` | a clone that is larger than its template |
@@ -20,6 +21,7 @@
 mod boots;
 mod crowd;
 mod growth;
+mod pooled;
 mod report;
 mod restores;
 mod samples;
@@ -57,6 +59,7 @@ struct Options {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Benchmark {
     Restores,
+    Pooled,
     Crowd,
     Saves,
     Growth,
@@ -77,6 +80,9 @@ fn main() -> anyhow::Result<()> {
         match benchmark {
             Benchmark::Restores => {
                 restores::measure(&host, &template, options.rounds, &mut report)?;
+            }
+            Benchmark::Pooled => {
+                pooled::measure(&host, &template, options.rounds, &mut report)?;
             }
             Benchmark::Crowd => {
                 crowd::measure(&host, &template, options.clones, options.idle, &mut report)?;

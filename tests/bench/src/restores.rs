@@ -21,9 +21,9 @@ pub fn measure(
     for round in 0..rounds {
         if round % 2 == 0 {
             floors.add(floor(host, template)?);
-            restores.add(restore(host, template)?);
+            restores.add(restore(host, template, &[])?);
         } else {
-            restores.add(restore(host, template)?);
+            restores.add(restore(host, template, &[])?);
             floors.add(floor(host, template)?);
         }
     }
@@ -33,9 +33,11 @@ pub fn measure(
     Ok(())
 }
 
-fn restore(host: &Host, template: &str) -> anyhow::Result<f64> {
+/// From the start of the program until it has printed the id.
+pub fn restore(host: &Host, template: &str, options: &[&str]) -> anyhow::Result<f64> {
     let id = host.new_id();
-    let mut command = host.command(["restore", template, "--id", &id]);
+    let args = ["restore", template, "--id", &id];
+    let mut command = host.command(args.iter().chain(options));
     let timed = Timed::start(&mut command).context("The restore")?;
     let took = timed.took;
     timed.finish()?;
@@ -43,7 +45,8 @@ fn restore(host: &Host, template: &str) -> anyhow::Result<f64> {
     Ok(millis(took))
 }
 
-fn floor(host: &Host, template: &str) -> anyhow::Result<f64> {
+/// From the start of the program until the agent's answer.
+pub fn floor(host: &Host, template: &str) -> anyhow::Result<f64> {
     let socket = host.root().join("work").join("floor.sock");
     let mut command = host.foreign_command(floor_program()?);
     command.args([host.store(), Path::new(template), &socket]);

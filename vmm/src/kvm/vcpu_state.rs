@@ -90,7 +90,8 @@ pub fn save(
     })
 }
 
-/// Puts a fresh vCPU where a saved one was. The order is fixed by these rules:
+/// Puts a fresh vCPU where a saved one was, as far as no time passes for it; [`restore_timed`] is the
+/// rest. The order of both is fixed by these rules:
 ///
 /// - CPUID first: it decides which control bits, XCR0 bits and MSRs KVM accepts.
 /// - Special registers before the local APIC: they hold the APIC base and its mode.
@@ -103,7 +104,7 @@ pub fn save(
 ///
 /// # Errors
 /// A KVM call fails, or sets less than asked.
-pub fn restore(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
+pub fn restore_timeless(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
     set_cpuid(vcpu, &state.cpuid)?;
     vcpu.set_mp_state(state.mp_state)
         .map_err(KvmError::call("KVM_SET_MP_STATE"))?;
@@ -115,7 +116,15 @@ pub fn restore(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmEr
         .map_err(KvmError::call("KVM_SET_XCRS"))?;
     write_xsave(vm, vcpu, &state.xsave)?;
     vcpu.set_debug_regs(&state.debug_regs)
-        .map_err(KvmError::call("KVM_SET_DEBUGREGS"))?;
+        .map_err(KvmError::call("KVM_SET_DEBUGREGS"))
+}
+
+/// What goes on by itself from now on: the timer of the local APIC and the counters among the MSRs. To be
+/// called right before the guest runs, after [`restore_timeless`], whose documentation has the order.
+///
+/// # Errors
+/// A KVM call fails, or sets less than asked.
+pub fn restore_timed(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
     vcpu.set_lapic(&state.lapic)
         .map_err(KvmError::call("KVM_SET_LAPIC"))?;
     set_tsc_frequency(vcpu, state.tsc_khz)?;
@@ -205,7 +214,7 @@ fn lapic_register(lapic: &kvm_lapic_state, offset: usize) -> u32 {
     u32::from_le_bytes(bytes)
 }
 
-/// The MSRs that [`restore`] writes, the TSC first.
+/// The MSRs that [`restore_timed`] writes, the TSC first.
 fn all_but_deadline(msrs: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
     let mut ordered: Vec<_> = msrs
         .iter()

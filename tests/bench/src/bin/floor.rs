@@ -169,7 +169,8 @@ fn restore_vcpu(vm: &KvmVm, state: &StateFile) -> anyhow::Result<VcpuFd> {
     let saved: VcpuState = state.section("vcpu-0", VCPU_STATE_VERSION..=VCPU_STATE_VERSION)?;
     let saved_vm: VmState = state.section("vm", VM_STATE_VERSION..=VM_STATE_VERSION)?;
     let vcpu = vm.create_vcpu(0)?;
-    vcpu_state::restore(vm, &vcpu, &saved)?;
+    vcpu_state::restore_timeless(vm, &vcpu, &saved)?;
+    vcpu_state::restore_timed(&vcpu, &saved)?;
     tsc::align([&vcpu])?;
     let now = vm.restore(&saved_vm)?;
     vcpu_state::continue_tsc(&vcpu, &saved, saved_vm.clock(), &now)?;

@@ -1,0 +1,90 @@
+//! A clone out of a pool, from the request to the guest's first reply: by the command, and by a program that
+//! runs already and asks the pool itself. Beside them a restore without a pool, and the floor.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use minivmm_tests::{Host, until};
+use serde_json::{Value, json};
+
+use crate::report::Report;
+use crate::restores::{floor, restore};
+use crate::samples::{Samples, Unit};
+use crate::timed::millis;
+
+/// Clones that wait.
+const SIZE: &str = "2";
+
+/// Lets all four take turns, the first one first and then the last one.
+pub fn measure(
+    host: &Host,
+    template: &str,
+    rounds: u32,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let pool = host.start(["pool", template, "--size", SIZE]);
+    let measured: [(&str, &dyn Fn() -> anyhow::Result<f64>); 4] = [
+        ("floor", &|| floor(host, template)),
+        ("restore", &|| restore(host, template, &[])),
+        ("--pool", &|| restore(host, template, &["--pool"])),
+        ("request", &|| request(host, template)),
+    ];
+    let mut samples = measured.map(|_| Samples::new(Unit::Milliseconds));
+    for round in 0..rounds {
+        let mut order: Vec<_> = measured.iter().zip(&mut samples).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for ((_, measure), samples) in order {
+            // So that the pool makes no clone meanwhile.
+            until("the pool is full", || is_full(host));
+            samples.add(measure()?);
+        }
+    }
+    for ((who, _), samples) in measured.iter().zip(samples) {
+        report.add("clone, start to first reply", who, samples);
+    }
+    pool.signal(rustix::process::Signal::TERM);
+    pool.wait().ok();
+    Ok(())
+}
+
+fn pool(host: &Host) -> Value {
+    host.minivmm(["pool", "--list", "--json"]).ok().json()[0].clone()
+}
+
+fn is_full(host: &Host) -> bool {
+    let pool = pool(host);
+    pool["ready"].is_number() && pool["ready"] == pool["size"]
+}
+
+/// Asks the pool as a runtime would that has been running for long.
+fn request(host: &Host, template: &str) -> anyhow::Result<f64> {
+    let id = host.new_id();
+    let socket = pool(host)["socket"].as_str().map(str::to_owned);
+    let socket = socket.context("There is no pool")?;
+    let plan = json!({ "id": id, "template": template, "store": host.store() });
+    let request = format!("{}\n", json!({ "version": 1, "plan": plan }));
+
+    let begun = Instant::now();
+    let mut pool = UnixStream::connect(socket)?;
+    pool.write_all(request.as_bytes())?;
+    let mut lines = BufReader::new(&pool).lines();
+    loop {
+        let line = lines.next().context("The pool has ended")??;
+        let message: Value = serde_json::from_str(&line)?;
+        if message.get("ready").is_some() {
+            break;
+        }
+        if message.get("failed").is_some() || message.get("empty").is_some() {
+            bail!("The pool has no clone: {line}");
+        }
+    }
+    let took = begun.elapsed();
+    // Lets it go.
+    (&pool).write_all(b"k")?;
+    host.minivmm(["rm", "--force", &id]).ok();
+    Ok(millis(took))
+}
