@@ -19,6 +19,7 @@
 //! STORE/templates/NAME/memory          guest memory; mapped, never read whole to start a clone
 //! STORE/templates/NAME/digests         chunk digests of the memory; read by verify only
 //! STORE/templates/NAME/disk-0           a disk, and so on; clones write to overlays of their own
+//! STORE/templates/NAME/working-set     a hint: pages that clones write at once; the first clone tells
 //! STORE/templates/NAME/layers          of a snapshot: which page is in which of the memory files
 //! STORE/templates/NAME/memory-1        of a snapshot: its parent's memory file, and so on
 //! ```
@@ -46,5 +47,5 @@ pub use name::{NameError, TemplateName};
 pub use state::{Arch, StateError, StateFile, StateWriter, WriteError};
 pub use store::{
     CopyReason, Family, Flattened, ListedTemplate, MemoryCheck, PendingTemplate, Problem, Start,
-    Store, StoreError, Template, TemplateDisk, VerifyReport,
+    Store, StoreError, Template, TemplateDisk, VerifyReport, WorkingSet,
 };

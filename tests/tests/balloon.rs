@@ -24,21 +24,15 @@ fn private_bytes(vm: &Vm) -> u64 {
 fn memory_comes_back(vm: &Vm) {
     let before = private_bytes(vm);
     let free_before = stats(vm)["guest"]["free_bytes"].as_u64().unwrap();
-    let bytes = USED_MIB * MIB;
-    vm.sh(&format!(
-        "head -c {bytes} /dev/urandom | tee /used | sha256sum >/sum"
-    ))
-    .ok();
+    // Not zeros, which a page that was lost would be.
+    let content = format!("yes minivmm | head -c {}", USED_MIB * MIB);
+    vm.sh(&format!("{content} >/used")).ok();
     let told = stats(vm);
-    let pid = std::fs::read_to_string(vm.dir().join("vm.json")).unwrap();
-    let pid: Value = serde_json::from_str(&pid).unwrap();
-    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", pid["pid"])).unwrap();
-    let check = vm.sh("sha256sum </used | cmp - /sum");
-    println!("check: {check:?}; {told}");
+    vm.sh(&format!("{content} | cmp - /used")).ok();
     let private = told["private_bytes"].as_u64().unwrap();
     assert!(
         private >= before + USED_MIB * MIB * 3 / 4,
-        "{before} private bytes, then {told}\n{smaps}"
+        "{before} private bytes, then {told}"
     );
     let free = told["guest"]["free_bytes"].as_u64().unwrap();
     assert!(

@@ -121,7 +121,10 @@ impl MemorySource {
 }
 
 /// The parts of `range` that this process has pages of its own for, as they are in the memory file.
-fn own_parts(memory: &GuestMemoryMmap, range: RamRange) -> Result<Vec<Range<u64>>, MemoryError> {
+pub(crate) fn own_parts(
+    memory: &GuestMemoryMmap,
+    range: RamRange,
+) -> Result<Vec<Range<u64>>, MemoryError> {
     let Some(region) = memory.find_region(range.start) else {
         return Ok(Vec::new());
     };

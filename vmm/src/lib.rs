@@ -8,6 +8,7 @@
 //! | [`freeze`] | saving one |
 //! | [`restore`] | making a clone from what was saved |
 //! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
+//! | `prefault` | the pages that clones write at once, copied before they run |
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
@@ -41,6 +42,7 @@ pub mod outcome;
 mod pagemap;
 pub mod parking;
 pub mod platform;
+mod prefault;
 pub mod restore;
 pub mod size;
 pub mod stages;

@@ -15,13 +15,14 @@ use crate::machine::{Machine, Parts};
 use crate::memory::{self, MemoryBacking};
 use crate::outcome::Outcome;
 use crate::platform::{Platform, PlatformState};
+use crate::prefault::copy_working_set;
 use crate::size::MemorySize;
 use crate::stages::{Stage, StageTimer};
 use crate::vcpu::NewVcpu;
 use devices::virtio::mem::BLOCK_SIZE;
 use devices::virtio::mmio::SharedMemory;
 use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
-use snapshot::{MemoryLayers, StateFile};
+use snapshot::{MemoryLayers, StateFile, WorkingSet};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use vm_memory::GuestMemoryAtomic;
@@ -57,7 +58,7 @@ impl Machine {
     /// Makes a clone from a state file and memory files, paused where the template was.
     ///
     /// The memory is mapped copy-on-write; the clone never writes to its files, and they must not
-    /// change for as long as the clone lives.
+    /// change for as long as the clone lives. Of the pages in `working_set` it has its own from the start.
     ///
     /// # Errors
     /// The files do not belong together or to this program, this host lacks a CPU feature of the
@@ -65,9 +66,10 @@ impl Machine {
     pub fn restore(
         state: &StateFile,
         template_memory: &Arc<MemoryLayers>,
+        working_set: &WorkingSet,
         config: &CloneConfig,
     ) -> Result<Self, Error> {
-        let prepared = PreparedClone::new(state, template_memory)?;
+        let prepared = PreparedClone::new(state, template_memory, working_set)?;
         let before = prepared.stages.clone();
         let mut machine = prepared.into_machine(config)?;
         machine.stages.splice(..0, before);
@@ -80,7 +82,11 @@ impl PreparedClone {
     ///
     /// # Errors
     /// As there.
-    pub fn new(state: &StateFile, template_memory: &Arc<MemoryLayers>) -> Result<Self, Error> {
+    pub fn new(
+        state: &StateFile,
+        template_memory: &Arc<MemoryLayers>,
+        working_set: &WorkingSet,
+    ) -> Result<Self, Error> {
         let mut timer = StageTimer::start();
         let saved = SavedMachine::read(state)?;
         timer.finish("state");
@@ -90,6 +96,8 @@ impl PreparedClone {
         let ram = memory::map(saved.memory, &backing)?;
         let memory = GuestMemoryAtomic::new(ram.clone());
         timer.finish("memory");
+        copy_working_set(&ram, saved.memory, working_set);
+        timer.finish("working set");
 
         let mut vm = KvmVm::new(open_kvm()?, &ram)?;
         let region = restore_region(&mut vm, &saved, &memory, template_memory)?;

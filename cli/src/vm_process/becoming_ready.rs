@@ -9,6 +9,7 @@ use super::link::Message;
 use super::plan::{GuestReport, Ready};
 use super::session::{Finish, Session, Step};
 use super::sizing::{NotReached, Outcome, SizeReport};
+use super::snapshot::Origin;
 use crate::agent::{Adopted, HookFailed};
 use crate::error::describe;
 use crate::state::record::State;
@@ -132,6 +133,7 @@ impl Session {
         }
         tracing::info!(state = State::Running.name(), "VM changed its state");
         self.ready = true;
+        let has_answered = guest.is_some();
         let link = self.link.as_ref()?;
         let record = &self.record;
         link.send(&Message::Ready(Box::new(Ready {
@@ -149,6 +151,28 @@ impl Session {
             restore_ms: self.start.restored_ms,
             timeline: self.timeline.steps().to_vec(),
         })));
+        if has_answered {
+            self.record_working_set();
+        }
         None
+    }
+
+    /// The first clone of a template that is ready tells later ones what it has written. One that was grown
+    /// has written more than others do.
+    fn record_working_set(&self) {
+        let Origin::Template(template) = &self.origin else {
+            return;
+        };
+        if self.size.is_some() || !template.working_set().is_empty() {
+            return;
+        }
+        let recorded = self
+            .machine
+            .working_set()
+            .map_err(anyhow::Error::new)
+            .and_then(|set| Ok(template.record_working_set(&set)?));
+        if let Err(error) = recorded {
+            tracing::debug!("No working set for later clones: {}", describe(&error));
+        }
     }
 }

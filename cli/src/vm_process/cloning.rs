@@ -51,8 +51,9 @@ impl Source {
     /// The template is damaged, or KVM refuses.
     pub fn prepare(&mut self) -> anyhow::Result<()> {
         let template = &self.template;
-        let prepared = PreparedClone::new(template.state(), template.memory())
-            .with_context(|| format!("Cannot restore template {}", template.name()))?;
+        let prepared =
+            PreparedClone::new(template.state(), template.memory(), &template.working_set())
+                .with_context(|| format!("Cannot restore template {}", template.name()))?;
         self.prepared = Some(prepared);
         Ok(())
     }
@@ -105,7 +106,12 @@ fn start(
     };
     let made = match prepared {
         Some(prepared) => prepared.into_machine(&config),
-        None => Machine::restore(template.state(), template.memory(), &config),
+        None => Machine::restore(
+            template.state(),
+            template.memory(),
+            &template.working_set(),
+            &config,
+        ),
     };
     let mut machine = made.with_context(|| format!("Cannot restore template {}", plan.template))?;
     premises.mark_stages(&machine);

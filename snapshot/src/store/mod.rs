@@ -29,6 +29,7 @@ mod pending;
 mod remove;
 mod template;
 mod verify;
+mod working_set;
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -52,6 +53,7 @@ pub use list::ListedTemplate;
 pub use pending::PendingTemplate;
 pub use template::{MemoryCheck, Template};
 pub use verify::{Problem, VerifyReport};
+pub use working_set::WorkingSet;
 
 const TEMPLATES: &str = "templates";
 

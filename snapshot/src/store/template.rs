@@ -9,7 +9,9 @@ use rustix::io::Errno;
 
 use super::disk_files::{self, TemplateDisk};
 use super::memory_files::MemoryFiles;
+use super::working_set::{self, WorkingSet};
 use super::{StoreError, lock};
+use crate::error::FileError;
 use crate::files;
 use crate::manifest::{self, FileRecord, Manifest, ManifestError};
 use crate::memory::{self, ChunkDigests, MemoryError, MemoryLayers};
@@ -106,6 +108,22 @@ impl Template {
     #[must_use]
     pub fn memory(&self) -> &Arc<MemoryLayers> {
         self.memory.layers()
+    }
+
+    /// The pages that clones write until they are ready; empty while nobody has told.
+    #[must_use]
+    pub fn working_set(&self) -> WorkingSet {
+        WorkingSet::read(self.dir.as_fd(), &self.path).unwrap_or_default()
+    }
+
+    /// Tells later clones which pages one has written until it was ready. The first one that tells is heard.
+    ///
+    /// # Errors
+    /// The file cannot be made, which costs later clones a little time.
+    pub fn record_working_set(&self, set: &WorkingSet) -> Result<(), StoreError> {
+        let path = self.path.join(working_set::FILE_NAME);
+        let written = set.write(self.dir.as_fd());
+        Ok(written.map_err(FileError::on("write", &path))?)
     }
 
     /// The disks, in the order of their slots.

@@ -5,7 +5,7 @@ use crate::edits::{Edit, Sections};
 use crate::input::actions;
 use crate::kernels::tiny_kernel;
 use crate::machine::must;
-use snapshot::{MemoryLayers, StateFile};
+use snapshot::{MemoryLayers, StateFile, WorkingSet};
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -46,7 +46,7 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
         net: None,
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
-    Machine::restore(&state, &Arc::new(memory), &config)
+    Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
 }
 
 /// A machine that was booted and never ran.

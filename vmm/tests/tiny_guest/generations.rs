@@ -44,7 +44,13 @@ impl Line {
             disks: Vec::new(),
             net: None,
         };
-        Machine::restore(template.state(), template.memory(), &config).unwrap()
+        Machine::restore(
+            template.state(),
+            template.memory(),
+            &template.working_set(),
+            &config,
+        )
+        .unwrap()
     }
 
     /// Makes a template of a clone of `parent`, which goes on.
@@ -195,7 +201,8 @@ fn a_map_of_a_shorter_memory_is_refused_before_anything_runs() {
         net: None,
     };
 
-    let error = Machine::restore(short.state(), short.memory(), &config).unwrap_err();
+    let error =
+        Machine::restore(short.state(), short.memory(), &short.working_set(), &config).unwrap_err();
 
     let text = error.to_string();
     assert_eq!(text, "Memory file has 16777216 bytes, expected 33554432");

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use snapshot::MemoryLayers;
+use snapshot::{MemoryLayers, WorkingSet};
 use vmm::{
     BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, MacAddress, Machine,
     MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
@@ -131,7 +131,7 @@ impl Bench {
         };
         let path = self.path("memory");
         let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
-        Machine::restore(&state, &Arc::new(memory), &config)
+        Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
     }
 }
 

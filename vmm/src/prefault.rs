@@ -1,0 +1,104 @@
+//! The working set of clones: which pages one has written, and copies of them before another one runs.
+//!
+//! A page that a guest reads and then writes costs three exits: it is mapped for reading, copied, which takes
+//! the mapping away, and mapped again. With a copy made beforehand it costs one.
+
+use crate::Error;
+use crate::copy_memory::own_parts;
+use crate::machine::Machine;
+use crate::memory::ram_ranges;
+use crate::size::MemorySize;
+use rustix::mm::{Advice, madvise};
+use snapshot::WorkingSet;
+use std::ops::Range;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap};
+
+impl Machine {
+    /// The pages of a clone's RAM that were written so far, by its guest and its devices. It may run.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn working_set(&self) -> Result<WorkingSet, Error> {
+        let memory = self.memory.memory();
+        let mut written = Vec::new();
+        for range in ram_ranges(self.memory_size) {
+            written.extend(own_parts(&memory, range)?);
+        }
+        Ok(WorkingSet::new(written))
+    }
+}
+
+/// Gives a clone its own copies of these pages, before KVM knows the memory. What cannot be copied now is
+/// copied when the guest writes it.
+pub(crate) fn copy_working_set(memory: &GuestMemoryMmap, size: MemorySize, set: &WorkingSet) {
+    for range in ram_ranges(size) {
+        let end = range.file_offset + range.length;
+        for run in set.written() {
+            let part = run.start.max(range.file_offset)..run.end.min(end);
+            if part.start < part.end {
+                let start = range.start.0 + (part.start - range.file_offset);
+                if !copy_run(memory, start..start + (part.end - part.start)) {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Whether it is worth to go on.
+fn copy_run(memory: &GuestMemoryMmap, run: Range<u64>) -> bool {
+    let Ok(length) = usize::try_from(run.end - run.start) else {
+        return false;
+    };
+    let Ok(slice) = memory.get_slice(GuestAddress(run.start), length) else {
+        return false;
+    };
+    // SAFETY: the range is mapped guest memory for as long as `memory` is there, and the advice changes no
+    // content: it does what a write to each page would do, without a signal where that fails.
+    let advised = unsafe {
+        madvise(
+            slice.ptr_guard_mut().as_ptr().cast(),
+            length,
+            Advice::LinuxPopulateWrite,
+        )
+    };
+    if let Err(error) = &advised {
+        tracing::debug!(%error, "No copies of pages ahead of time");
+    }
+    advised.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{MemoryBacking, RamRange, map};
+    use snapshot::MemoryLayers;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::sync::Arc;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn copies_are_made_of_what_is_named_with_its_content() {
+        let size = MemorySize::from_mib(32).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(size.bytes()).unwrap();
+        file.write_all_at(b"template", 0x5000).unwrap();
+        let layers = MemoryLayers::plain(file, Path::new("memory")).unwrap();
+        let memory = map(size, &MemoryBacking::CopyOnWrite(Arc::new(layers))).unwrap();
+        let beyond = size.bytes() - 0x1000..size.bytes() + 0x4000;
+        let set = WorkingSet::new(vec![0x5000..0x7000, beyond]);
+        copy_working_set(&memory, size, &set);
+
+        let whole = RamRange {
+            start: GuestAddress(0),
+            length: size.bytes(),
+            file_offset: 0,
+        };
+        let own = own_parts(&memory, whole).unwrap();
+        assert_eq!(own, [0x5000..0x7000, size.bytes() - 0x1000..size.bytes()]);
+        let mut seen = [0; 8];
+        memory.read_slice(&mut seen, GuestAddress(0x5000)).unwrap();
+        assert_eq!(&seen, b"template");
+    }
+}
