@@ -116,7 +116,9 @@ mod tests {
         let (dir, fd) = directory();
         let set = WorkingSet::new(vec![0..4096, 12288..20480]);
         set.write(fd.as_fd()).unwrap();
-        WorkingSet::new(vec![4096..8192, 9..10]).write(fd.as_fd()).unwrap();
+        WorkingSet::new(vec![4096..8192, 9..10])
+            .write(fd.as_fd())
+            .unwrap();
         assert_eq!(WorkingSet::read(fd.as_fd(), dir.path()).unwrap(), set);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
