@@ -46,6 +46,10 @@ fn clones_of_a_pool_are_like_any_other() {
     let host = Host::new();
     host.create_template("base", &Guest::debian_6_12());
     let alone = host.restore("base");
+    let working_set = host.store().join("templates/base/working-set");
+    until("the first clone tells what it has written", || {
+        working_set.exists()
+    });
     let pool_process: Running = host.start(["pool", "base", "--size", "2"]);
     until_full(&host);
     // Time that must not pass for the clones that wait.
