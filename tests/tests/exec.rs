@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use minivmm_tests::random::rounds;
 use minivmm_tests::{Guest, Host, Running, Terminal, Vm, until};
 use rustix::process::Signal;
 
@@ -60,7 +61,7 @@ fn environment_directory_and_user_are_as_asked() {
         .says("nobody-here");
 }
 
-/// 100 times, most of them without the time that counting takes in an emulated guest.
+/// 100 times, most of them without the time that counting takes in an emulated guest; the soak counts more.
 #[test]
 fn long_output_is_complete_every_time() {
     let host = Host::with_shared_templates();
@@ -68,7 +69,8 @@ fn long_output_is_complete_every_time() {
     let expected: String = (1..=200_000).map(|number| format!("{number}\n")).collect();
     vm.sh("seq 1 200000 >/tmp/numbers").ok();
     let counting = ["seq", "1", "200000"].as_slice();
-    let commands = std::iter::repeat_n(counting, 10)
+    let counts = usize::try_from(rounds(10)).unwrap();
+    let commands = std::iter::repeat_n(counting, counts)
         .chain(std::iter::repeat_n(["cat", "/tmp/numbers"].as_slice(), 90));
     for command in commands {
         let ended = vm.exec(command);
