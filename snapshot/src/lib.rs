@@ -42,7 +42,7 @@ pub use checksum::Checksum;
 pub use disk::{DiskContent, DiskRecord};
 pub use error::FileError;
 pub use manifest::{GuestSpec, HostInfo, Manifest, ManifestError, TemplateSpec};
-pub use memory::{MemoryError, MemoryLayers, OwnMemory};
+pub use memory::{MemoryError, MemoryLayers, OwnMemory, Wanted};
 pub use name::{NameError, TemplateName};
 pub use state::{Arch, StateError, StateFile, StateWriter, WriteError};
 pub use store::{

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::ioctl_ficlone;
-use snapshot::{PendingTemplate, Template, TemplateDisk};
+use snapshot::{PendingTemplate, Template, TemplateDisk, Wanted};
 use vmm::{DiskConfig, DiskImage};
 
 use crate::disk_args::{Access, DiskSpec, OpenDisk};
@@ -36,13 +36,17 @@ pub fn of_user(machine: &MachineSpec, dir: &VmDir) -> anyhow::Result<Disks> {
 /// Copies of the user's disks that become the template's.
 ///
 /// # Errors
-/// One is no disk, in use, or cannot be copied.
-pub fn of_pending(machine: &MachineSpec, pending: &mut PendingTemplate) -> anyhow::Result<Disks> {
+/// One is no disk, in use, or cannot be copied, or the template is not `wanted` any more.
+pub fn of_pending(
+    machine: &MachineSpec,
+    pending: &mut PendingTemplate,
+    wanted: Wanted<'_>,
+) -> anyhow::Result<Disks> {
     let mut disks = Vec::new();
     for spec in &machine.disks {
         let OpenDisk { file, length } = spec.open_source()?;
         let copy = pending
-            .add_disk(Some(&file), length, spec.is_read_only())
+            .add_disk(Some(&file), length, spec.is_read_only(), wanted)
             .with_context(|| format!("Cannot copy disk {}", spec.path.display()))?;
         disks.push(disk(spec, copy, length));
     }
@@ -114,7 +118,11 @@ impl SnapshotDisks {
     ///
     /// # Errors
     /// The disk of the store is full.
-    pub fn open(disks: &[DiskConfig], pending: &mut PendingTemplate) -> anyhow::Result<Self> {
+    pub fn open(
+        disks: &[DiskConfig],
+        pending: &mut PendingTemplate,
+        wanted: Wanted<'_>,
+    ) -> anyhow::Result<Self> {
         let mut files = Vec::new();
         for DiskConfig { image, read_only } in disks {
             let length = image.length();
@@ -128,7 +136,7 @@ impl SnapshotDisks {
             } else {
                 image.base()
             };
-            let file = pending.add_disk(unchanging.map(Arc::as_ref), length, *read_only)?;
+            let file = pending.add_disk(unchanging.map(Arc::as_ref), length, *read_only, wanted)?;
             files.push((!*read_only).then_some(file));
         }
         Ok(Self(files))
@@ -138,14 +146,14 @@ impl SnapshotDisks {
     ///
     /// # Errors
     /// The disk of the store is full.
-    pub fn finish(&self, disks: &[DiskConfig]) -> anyhow::Result<()> {
+    pub fn finish(&self, disks: &[DiskConfig], wanted: Wanted<'_>) -> anyhow::Result<()> {
         for (disk, file) in disks.iter().zip(&self.0) {
             let (Some(to), Some(from)) = (file, disk.image.file()) else {
                 continue;
             };
             match disk.image.changed() {
-                Some(ranges) => snapshot::disk::copy_ranges(from, to, &ranges),
-                None => snapshot::disk::copy(from, to, disk.image.length()),
+                Some(ranges) => snapshot::disk::copy_ranges(from, to, &ranges, wanted),
+                None => snapshot::disk::copy(from, to, disk.image.length(), wanted),
             }
             .context("Cannot copy a disk of the VM")?;
         }

@@ -9,7 +9,7 @@ use vmm::{FrozenMachine, Machine, MemoryBacking};
 
 use super::bring_up::{Ask, BringUp};
 use super::disks;
-use super::link::{Message, VmEnd};
+use super::link::{Command, Message, VmEnd};
 use super::plan::{CreatePlan, Created};
 use super::premises::{MovedIn, Premises, Running, Setup, abandon, fail};
 use super::session::{Finish, Session, Start};
@@ -17,7 +17,7 @@ use super::snapshot::Origin;
 use super::start::start_error;
 use crate::agent::PROMPT;
 use crate::background::Background;
-use crate::error::{FAILURE, SUCCESS, coded, describe, exit_code};
+use crate::error::{FAILURE, INTERRUPTED, SUCCESS, coded, describe, exit_code};
 use crate::machine_args::MachineSpec;
 use crate::net;
 use crate::poll;
@@ -46,6 +46,9 @@ pub fn create(plan: CreatePlan, setup: Setup, link: VmEnd) -> u8 {
         .and_then(|running| Ok((running, start_digests(&plan)?)));
     let (running, digests) = match started {
         Ok(started) => started,
+        Err(_) if premises.link.command() == Command::Gone => {
+            return premises.leave(&coded(INTERRUPTED, "Interrupted"));
+        }
         Err(error) => return premises.leave(&explain(error, &pending)),
     };
     let (mut session, claim, _) = premises.session(running);
@@ -110,7 +113,9 @@ fn boot(
             .link
             .send(&Message::Step("Copying disks".to_owned()));
     }
-    let (disks, entries) = disks::of_pending(&plan.machine, pending)?;
+    let (disks, entries) = disks::of_pending(&plan.machine, pending, &|| {
+        premises.link.command() != Command::Gone
+    })?;
     premises.record.disks = entries;
     premises.record.write(premises.claim.dir())?;
     premises

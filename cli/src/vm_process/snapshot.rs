@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use snapshot::{Artifact, GuestSpec, PendingTemplate, Start, Store, Template, TemplateName};
+use snapshot::{
+    Artifact, GuestSpec, PendingTemplate, Start, Store, Template, TemplateName, Wanted,
+};
 use vmm::{DiskConfig, FrozenMachine, Machine, MemoryRequest};
 
 use super::disks::SnapshotDisks;
@@ -59,18 +61,19 @@ pub struct Copied {
 /// Does what can be done while the guest runs.
 ///
 /// # Errors
-/// The name is taken, or the disk is full.
+/// The name is taken, or the disk is full, or the template is not `wanted` any more.
 pub fn open(
     memory_file_bytes: u64,
     disks: &[DiskConfig],
     origin: &Origin,
     store: &Path,
     name: &TemplateName,
+    wanted: Wanted<'_>,
 ) -> anyhow::Result<Opened> {
     let mut pending = Store::open(store)?.create(name, memory_file_bytes)?;
     // The parent does not change.
-    let copied_because = start(&mut pending, origin)?;
-    let disks = SnapshotDisks::open(disks, &mut pending)?;
+    let copied_because = start(&mut pending, origin, wanted)?;
+    let disks = SnapshotDisks::open(disks, &mut pending, wanted)?;
     Ok(Opened {
         pending,
         disks,
@@ -99,7 +102,8 @@ impl Copying {
                     let path = opened.pending.memory_path();
                     format!("Cannot write {}", path.display())
                 })?;
-            opened.disks.finish(&disks)?;
+            let wanted = || !is_given_up.load(Ordering::Relaxed);
+            opened.disks.finish(&disks, &wanted)?;
             Ok(opened)
         };
         Ok(Self {
@@ -192,11 +196,15 @@ fn milliseconds(time: Duration) -> f64 {
 }
 
 /// Gives the new template what its parent has; returns why that was copied, if it was.
-fn start(pending: &mut PendingTemplate, origin: &Origin) -> anyhow::Result<Option<String>> {
+fn start(
+    pending: &mut PendingTemplate,
+    origin: &Origin,
+    wanted: Wanted<'_>,
+) -> anyhow::Result<Option<String>> {
     let Origin::Template(parent) = origin else {
         return Ok(None);
     };
-    match pending.start_from(parent)? {
+    match pending.start_from(parent, wanted)? {
         Start::Layer { .. } => Ok(None),
         Start::Copy(reason) => Ok(Some(reason.to_string())),
     }

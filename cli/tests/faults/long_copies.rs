@@ -101,3 +101,53 @@ fn a_vm_that_ends_while_its_memory_is_copied_leaves_no_template() {
         }
     }
 }
+
+/// What the copies of disks take on the store's disk, in blocks of 512 bytes.
+fn disk_blocks_below(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let disks = entries.map(|entry| entry.path().join("disk-0"));
+    disks
+        .filter_map(|path| std::fs::metadata(path).ok())
+        .map(|file| file.blocks())
+        .sum()
+}
+
+#[test]
+fn a_template_whose_disk_is_being_copied_can_be_given_up() {
+    let bench = Bench::new(GuestCode::Idle);
+    let disk = bench.root().join("disk.img");
+    std::fs::write(&disk, vec![1; 512 << 20]).unwrap();
+    let command = bench.start(&format!(
+        "template create base {} --disk {}",
+        bench.machine(),
+        disk.display()
+    ));
+    until("the disk is copied", || {
+        disk_blocks_below(&bench.store().join("templates")) > 0
+    });
+    command.signal(rustix::process::Signal::INT);
+    command.wait().fails(130);
+    assert!(bench.check_what_is_left().is_empty());
+}
+
+#[test]
+fn a_vm_that_ends_while_its_disk_is_copied_leaves_no_template() {
+    let bench = Bench::new(GuestCode::Idle);
+    let disk = bench.root().join("disk.img");
+    std::fs::write(&disk, vec![1; 512 << 20]).unwrap();
+    let line = format!("{} --disk {}", bench.boot("vm"), disk.display());
+    bench.run(&line).ok();
+    let copying = bench.start("snapshot --no-hold vm base");
+    until("the disk is copied", || {
+        disk_blocks_below(&bench.store().join("templates")) > 0
+    });
+    bench.run("rm -f vm").ok();
+    let ended = copying.wait();
+    let templates = bench.check_what_is_left();
+    assert_eq!(
+        templates.is_empty(),
+        ended.code() != Some(0),
+        "{}",
+        ended.report()
+    );
+}

@@ -7,19 +7,19 @@ use std::ops::Range;
 use rustix::fs::{FallocateFlags, fallocate, ioctl_ficlone};
 
 use super::data_in;
-use crate::memory::copy_range;
+use crate::memory::{Wanted, copy_range};
 
 /// Gives `to`, which has the disk's length and is empty, what is on a disk; holes stay holes.
 ///
 /// # Errors
-/// The file cannot be written, for example because the disk is full.
-pub fn copy(from: &File, to: &File, length: u64) -> io::Result<()> {
+/// The file cannot be written, for example because the disk is full, or nobody wants the copy any more.
+pub fn copy(from: &File, to: &File, length: u64, wanted: Wanted<'_>) -> io::Result<()> {
     let is_regular = from.metadata().is_ok_and(|from| from.is_file());
     if is_regular && ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }
     for range in data_in(from, length)? {
-        copy_range(from, to, range)?;
+        copy_range(from, to, range, wanted)?;
     }
     Ok(())
 }
@@ -27,8 +27,13 @@ pub fn copy(from: &File, to: &File, length: u64) -> io::Result<()> {
 /// Gives `to` what is in some ranges of `from`, holes included.
 ///
 /// # Errors
-/// The file cannot be written, for example because the disk is full.
-pub fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<()> {
+/// The file cannot be written, for example because the disk is full, or nobody wants the copy any more.
+pub fn copy_ranges(
+    from: &File,
+    to: &File,
+    ranges: &[Range<u64>],
+    wanted: Wanted<'_>,
+) -> io::Result<()> {
     let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     for range in ranges {
         // Where it cannot be a hole, the copy writes zeroes.
@@ -37,7 +42,7 @@ pub fn copy_ranges(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<
             Err(_) => vec![range.clone()],
         };
         for part in data {
-            copy_range(from, to, part)?;
+            copy_range(from, to, part, wanted)?;
         }
     }
     Ok(())
@@ -79,7 +84,7 @@ mod tests {
     fn whole_disk_is_copied() {
         let from = file(&[(0, 1), (500_000, 2), (LENGTH - 4096, 3)]);
         let to = file(&[]);
-        copy(&from, &to, LENGTH).unwrap();
+        copy(&from, &to, LENGTH, &|| true).unwrap();
         assert_eq!(content(&from), content(&to));
     }
 
@@ -87,7 +92,7 @@ mod tests {
     fn what_became_zero_hides_what_was_there() {
         let base = file(&[(0, 1), (8192, 1), (16384, 1)]);
         let own = file(&[(0, 7)]);
-        copy_ranges(&own, &base, &[0..4096, 8192..12288]).unwrap();
+        copy_ranges(&own, &base, &[0..4096, 8192..12288], &|| true).unwrap();
         assert_eq!(content(&base), content(&file(&[(0, 7), (16384, 1)])));
     }
 }

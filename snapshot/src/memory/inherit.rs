@@ -15,8 +15,19 @@ use super::layers::MemoryLayers;
 use super::seal::punch;
 use crate::error::FileError;
 
+/// Whether somebody still wants a copy that is being made; asked again and again.
+pub type Wanted<'a> = &'a dyn Fn() -> bool;
+
+/// What is copied before that is asked again, in bytes.
+const PIECE: u64 = 16 << 20;
+
 /// Gives `file`, which is empty so far and not shorter, what is in `parent`; holes stay holes.
-pub(crate) fn inherit(parent: &MemoryLayers, file: &File, path: &Path) -> Result<(), FileError> {
+pub(crate) fn inherit(
+    parent: &MemoryLayers,
+    file: &File,
+    path: &Path,
+    wanted: Wanted<'_>,
+) -> Result<(), FileError> {
     if parent.count() == 1 && ioctl_ficlone(file, parent.deepest()).is_ok() {
         return Ok(());
     }
@@ -25,7 +36,7 @@ pub(crate) fn inherit(parent: &MemoryLayers, file: &File, path: &Path) -> Result
         .flat_map(|chunk| chunk.data)
     {
         // Shares the data, too, where the file system can.
-        copy_range(&parent.file(extent.layer).file, file, extent.range)
+        copy_range(&parent.file(extent.layer).file, file, extent.range, wanted)
             .map_err(FileError::on("copy into", path))?;
     }
     Ok(())
@@ -57,8 +68,26 @@ fn write_zeros(file: &File, range: &Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a range of a file to the same place in another.
-pub(crate) fn copy_range(parent: &File, file: &File, range: Range<u64>) -> io::Result<()> {
+/// Copies a range of a file to the same place in another, as long as that is wanted.
+pub(crate) fn copy_range(
+    parent: &File,
+    file: &File,
+    range: Range<u64>,
+    wanted: Wanted<'_>,
+) -> io::Result<()> {
+    let mut start = range.start;
+    while start < range.end {
+        if !wanted() {
+            return Err(io::Error::other("the copy was given up"));
+        }
+        let end = range.end.min(start + PIECE);
+        copy_piece(parent, file, start..end)?;
+        start = end;
+    }
+    Ok(())
+}
+
+fn copy_piece(parent: &File, file: &File, range: Range<u64>) -> io::Result<()> {
     let (mut from, mut to, end) = (range.start, range.start, range.end);
     while from < end {
         let left = usize::try_from(end - from).unwrap_or(usize::MAX);
@@ -104,6 +133,21 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_ends_when_nobody_wants_it() {
+        let parent = tempfile::tempfile().unwrap();
+        parent.set_len(64 * MIB).unwrap();
+        parent.write_all_at(&[1; 4096], 0).unwrap();
+        parent.write_all_at(&[1; 4096], 40 * MIB).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 * MIB).unwrap();
+        let asked = std::cell::Cell::new(0);
+        let wanted = || asked.replace(asked.get() + 1) < 2;
+        let error = copy_range(&parent, &file, 0..64 * MIB, &wanted).unwrap_err();
+        assert_eq!(error.to_string(), "the copy was given up");
+        assert_eq!((byte_at(&file, 0), byte_at(&file, 40 * MIB)), (1, 0));
+    }
+
+    #[test]
     fn content_is_inherited_and_holes_stay() {
         let parent = tempfile::tempfile().unwrap();
         parent.set_len(64 * MIB).unwrap();
@@ -113,7 +157,7 @@ mod tests {
         let parent = MemoryLayers::plain(parent, Path::new("parent")).unwrap();
         let file = tempfile::tempfile().unwrap();
         file.set_len(96 * MIB).unwrap();
-        inherit(&parent, &file, Path::new("memory")).unwrap();
+        inherit(&parent, &file, Path::new("memory"), &|| true).unwrap();
         let bytes = [0, 5 * MIB + 4096, 40 * MIB].map(|offset| byte_at(&file, offset));
         assert_eq!(bytes, [1, 2, 3]);
         assert_eq!(file.metadata().unwrap().len(), 96 * MIB);

@@ -27,6 +27,7 @@ use crate::files;
 
 pub use digests::{ChunkDigest, ChunkDigests, FILE_NAME as DIGESTS_NAME};
 pub use error::MemoryError;
+pub use inherit::Wanted;
 pub(crate) use inherit::{clear, copy_range, inherit};
 pub use layer_map::{FILE_NAME as LAYERS_NAME, Layer, LayerMap, MAX_LAYERS, MAX_RUNS};
 pub use layers::{LayerFile, MemoryLayers};

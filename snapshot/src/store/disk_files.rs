@@ -13,6 +13,7 @@ use super::{StoreError, Template};
 use crate::disk::{self, DiskContent, DiskRecord};
 use crate::error::FileError;
 use crate::files;
+use crate::memory::Wanted;
 
 /// A disk of a published template, open for reading only.
 #[derive(Debug, Clone)]
@@ -118,13 +119,14 @@ impl PendingDisks {
         from: Option<&File>,
         length: u64,
         read_only: bool,
+        wanted: Wanted<'_>,
     ) -> Result<Arc<File>, StoreError> {
         let name = disk::file_name(self.0.len());
         let path = path.join(&name);
         let file = files::create_at(dir.as_fd(), &name, &path)?;
         ftruncate(&file, length).map_err(FileError::on("set the length of", &path))?;
         if let Some(from) = from {
-            disk::copy(from, &file, length).map_err(FileError::on("copy into", &path))?;
+            disk::copy(from, &file, length, wanted).map_err(FileError::on("copy into", &path))?;
         }
         let file = Arc::new(file);
         self.0.push(PendingDisk {
@@ -144,7 +146,14 @@ impl PendingDisks {
         for disk in template.disks() {
             match (&disk.file, &disk.record.content) {
                 (Some(file), Some(content)) => {
-                    self.add(dir, path, Some(file), content.size, disk.record.read_only)?;
+                    self.add(
+                        dir,
+                        path,
+                        Some(file),
+                        content.size,
+                        disk.record.read_only,
+                        &|| true,
+                    )?;
                 }
                 _ => self.add_empty(),
             }

@@ -15,7 +15,7 @@ use super::{StoreError, Template};
 use crate::error::FileError;
 use crate::manifest::LayerRecord;
 use crate::memory::{
-    self, Known, Layer, LayerFile, LayerMap, MAX_LAYERS, MemoryLayers, OwnMemory, OwnPlan,
+    self, Known, Layer, LayerFile, LayerMap, MAX_LAYERS, MemoryLayers, OwnMemory, OwnPlan, Wanted,
 };
 
 /// How a new template starts with its parent's memory.
@@ -70,6 +70,7 @@ impl Inheritance {
         dir: &OwnedFd,
         path: &Path,
         memory: &File,
+        wanted: Wanted<'_>,
     ) -> Result<(Self, Start), StoreError> {
         let linked = if parent.memory().count() < MAX_LAYERS {
             link_all(parent.memory(), dir, path)?
@@ -79,7 +80,12 @@ impl Inheritance {
         let below = match &linked {
             Ok(files) => layer_records(parent).zip(files.iter().cloned()).collect(),
             Err(_) => {
-                memory::inherit(parent.memory(), memory, &path.join(memory::FILE_NAME))?;
+                memory::inherit(
+                    parent.memory(),
+                    memory,
+                    &path.join(memory::FILE_NAME),
+                    wanted,
+                )?;
                 Vec::new()
             }
         };

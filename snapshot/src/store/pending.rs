@@ -21,7 +21,7 @@ use crate::files;
 use crate::manifest::{
     self, FileRecord, FileRecords, LayerRecords, Manifest, MemoryRecord, TemplateSpec,
 };
-use crate::memory::{self, LayerFile, LayerMap, MemoryError, MemoryLayers, OwnMemory};
+use crate::memory::{self, LayerFile, LayerMap, MemoryError, MemoryLayers, OwnMemory, Wanted};
 use crate::name::TemplateName;
 use crate::state::{Arch, StateFile};
 
@@ -88,10 +88,15 @@ impl PendingTemplate {
     /// possible, with a copy otherwise. [`Self::divide`] has to follow, when the guest has stopped.
     ///
     /// # Errors
-    /// [`StoreError::File`] when it can be neither linked nor copied, for example because the disk is full.
-    pub fn start_from(&mut self, parent: &Template) -> Result<Start, StoreError> {
+    /// [`StoreError::File`] when it can be neither linked nor copied, for example because the disk is full,
+    /// or the copy is not `wanted` any more.
+    pub fn start_from(
+        &mut self,
+        parent: &Template,
+        wanted: Wanted<'_>,
+    ) -> Result<Start, StoreError> {
         let (dir, path) = (self.directory.fd(), self.directory.path());
-        let (inheritance, start) = Inheritance::of(parent, dir, path, &self.memory)?;
+        let (inheritance, start) = Inheritance::of(parent, dir, path, &self.memory, wanted)?;
         self.inheritance = Some(inheritance);
         Ok(start)
     }
@@ -100,15 +105,17 @@ impl PendingTemplate {
     /// is open for reading and writing, and belongs to the template from [`Self::publish`] on.
     ///
     /// # Errors
-    /// [`StoreError::File`] when it cannot be written, for example because the disk is full.
+    /// [`StoreError::File`] when it cannot be written, for example because the disk is full, or is
+    /// not `wanted` any more.
     pub fn add_disk(
         &mut self,
         from: Option<&File>,
         length: u64,
         read_only: bool,
+        wanted: Wanted<'_>,
     ) -> Result<Arc<File>, StoreError> {
         let (dir, path) = (self.directory.fd(), self.directory.path());
-        self.disks.add(dir, path, from, length, read_only)
+        self.disks.add(dir, path, from, length, read_only, wanted)
     }
 
     /// Makes the template's next disk a slot that a clone may fill.
@@ -177,7 +184,7 @@ impl PendingTemplate {
         template: &Template,
     ) -> Result<(ClaimedDirectory, Manifest), StoreError> {
         let path = self.memory_path();
-        memory::inherit(template.memory(), &self.memory, &path)?;
+        memory::inherit(template.memory(), &self.memory, &path, &|| true)?;
         let memory = self.whole_memory();
         // What is damaged does not take the place of what may be put in order yet.
         let digests = template.digests()?;

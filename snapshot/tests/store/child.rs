@@ -157,7 +157,7 @@ fn stop_in_snapshot(root: &Path) {
     let store = Store::open(root).unwrap();
     let parent = store.acquire(&name("u")).unwrap();
     let mut pending = store.create(&name("v"), MEMORY_BYTES).unwrap();
-    pending.start_from(&parent).unwrap();
+    pending.start_from(&parent, &|| true).unwrap();
     fill(&pending).unwrap();
     say("linked");
     wait_until_told();

@@ -20,11 +20,15 @@ fn source() -> File {
 fn make(store: &Store) -> Template {
     let mut pending = store.create(&name("d"), MEMORY_BYTES).unwrap();
     fill(&pending).unwrap();
-    let disk = pending.add_disk(Some(&source()), LENGTH, false).unwrap();
+    let disk = pending
+        .add_disk(Some(&source()), LENGTH, false, &|| true)
+        .unwrap();
     // As its guest does.
     disk.write_all_at(b"written", 4096).unwrap();
     pending.add_disk_slot();
-    pending.add_disk(Some(&source()), LENGTH, true).unwrap();
+    pending
+        .add_disk(Some(&source()), LENGTH, true, &|| true)
+        .unwrap();
     pending.publish(spec(), state()).unwrap()
 }
 
@@ -93,8 +97,10 @@ fn flattened_template_keeps_its_disks() {
     let test = TestStore::with_template();
     let parent = test.store.acquire(&name("t")).unwrap();
     let mut pending = test.store.create(&name("d"), MEMORY_BYTES).unwrap();
-    pending.start_from(&parent).unwrap();
-    pending.add_disk(Some(&source()), LENGTH, false).unwrap();
+    pending.start_from(&parent, &|| true).unwrap();
+    pending
+        .add_disk(Some(&source()), LENGTH, false, &|| true)
+        .unwrap();
     pending.divide(&OwnMemory::default()).unwrap();
     drop(pending.publish(spec(), state()).unwrap());
 

@@ -39,7 +39,7 @@ pub fn child(
 ) -> Result<(Template, Start), StoreError> {
     let length = changes.length.max(parent.memory().length());
     let mut pending = store.create(&name(child), length)?;
-    let start = pending.start_from(parent)?;
+    let start = pending.start_from(parent, &|| true)?;
     let page = |page: u64| page * PAGE..(page + 1) * PAGE;
     let own = OwnMemory {
         written: changes.written.iter().map(|(at, _)| page(*at)).collect(),

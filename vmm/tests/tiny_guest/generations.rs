@@ -65,7 +65,7 @@ impl Line {
             .store
             .create(&name(id), clone.memory_file_bytes())
             .unwrap();
-        let start = pending.start_from(parent).unwrap();
+        let start = pending.start_from(parent, &|| true).unwrap();
         let frozen = freeze(clone, output);
         let ranges = pending.divide(&clone.own_memory().unwrap()).unwrap();
         let source = clone.memory_source();
