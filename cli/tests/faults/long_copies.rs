@@ -37,10 +37,11 @@ impl Filled {
         command
     }
 
-    /// Runs `line` while copies are made, until it ended before one of them. Returns the state of the VM
-    /// when the last copy was done.
-    fn during_a_copy(&self, line: &str) -> String {
+    /// Runs `line` while copies are made, until it ended before one of them; `before` is run before each copy.
+    /// Returns the state of the VM when the last copy was done.
+    fn during_a_copy(&self, before: &str, line: &str) -> String {
         for _ in 0..MOST_COPIES {
+            self.0.run(before).ok();
             let mut copying = self.copying();
             self.0.run(line).ok();
             let was_during = copying.is_running();
@@ -53,7 +54,6 @@ impl Filled {
             if was_during {
                 return state;
             }
-            self.0.run("resume vm").ok();
         }
         panic!("'{line}' never ended before a copy did");
     }
@@ -72,11 +72,11 @@ fn blocks_below(directory: &Path) -> u64 {
 #[test]
 fn a_vm_answers_while_its_memory_is_copied() {
     let vm = Filled::new();
-    assert_eq!(vm.during_a_copy("ps"), "running");
-    assert_eq!(vm.during_a_copy("pause vm"), "paused");
-    assert_eq!(vm.during_a_copy("resume vm"), "running");
-    vm.0.run("pause vm").ok();
-    assert_eq!(vm.during_a_copy("ps"), "paused");
+    let (resume, pause) = ("resume vm", "pause vm");
+    assert_eq!(vm.during_a_copy(resume, "ps"), "running");
+    assert_eq!(vm.during_a_copy(resume, pause), "paused");
+    assert_eq!(vm.during_a_copy(pause, resume), "running");
+    assert_eq!(vm.during_a_copy(pause, "ps"), "paused");
     vm.0.check_what_is_left();
 }
 
@@ -116,7 +116,7 @@ fn disk_blocks_below(directory: &Path) -> u64 {
 fn a_template_whose_disk_is_being_copied_can_be_given_up() {
     let bench = Bench::new(GuestCode::Idle);
     let disk = bench.root().join("disk.img");
-    std::fs::write(&disk, vec![1; 512 << 20]).unwrap();
+    std::fs::write(&disk, vec![1; 128 << 20]).unwrap();
     let command = bench.start(&format!(
         "template create base {} --disk {}",
         bench.machine(),
@@ -134,7 +134,7 @@ fn a_template_whose_disk_is_being_copied_can_be_given_up() {
 fn a_vm_that_ends_while_its_disk_is_copied_leaves_no_template() {
     let bench = Bench::new(GuestCode::Idle);
     let disk = bench.root().join("disk.img");
-    std::fs::write(&disk, vec![1; 512 << 20]).unwrap();
+    std::fs::write(&disk, vec![1; 128 << 20]).unwrap();
     let line = format!("{} --disk {}", bench.boot("vm"), disk.display());
     bench.run(&line).ok();
     let copying = bench.start("snapshot --no-hold vm base");
