@@ -12,9 +12,7 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// The same, with what it shares counted in equal parts.
     pub pss_bytes: u64,
-    /// What it has written and nobody else has. Not `Private_Dirty` of the table that has the others, which
-    /// counts pages of a template in memory that no other clone has mapped at the moment, and was seen to tell half
-    /// of what was there while the process gave memory back.
+    /// What it has written and nobody else has.
     pub private_bytes: u64,
 }
 
@@ -29,16 +27,16 @@ impl Usage {
             std::fs::read_to_string(&path).with_context(|| format!("Cannot read {path}"))
         };
         let ticks = rustix::param::clock_ticks_per_second();
-        Self::parse(
-            &read("smaps_rollup")?,
-            &read("status")?,
-            &read("stat")?,
-            ticks,
-        )
-        .with_context(|| format!("Cannot understand what the kernel says of process {pid}"))
+        Self::parse(&read("smaps_rollup")?, &read("stat")?, ticks)
+            .with_context(|| format!("Cannot understand what the kernel says of process {pid}"))
     }
 
-    fn parse(rollup: &str, status: &str, stat: &str, ticks_per_second: u64) -> Option<Self> {
+    fn parse(rollup: &str, stat: &str, ticks_per_second: u64) -> Option<Self> {
+        let bytes = |field: &str| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(field))?;
+            let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+            Some(kib << 10)
+        };
         // The second field is the program's name, which may hold anything.
         let (_, fields) = stat.rsplit_once(')')?;
         let mut times = fields.split_ascii_whitespace().skip(11);
@@ -47,17 +45,11 @@ impl Usage {
         let ticks_per_second = f64::from(u32::try_from(ticks_per_second).ok()?);
         Some(Self {
             cpu_seconds: (user + system) / ticks_per_second,
-            rss_bytes: bytes(rollup, "Rss:")?,
-            pss_bytes: bytes(rollup, "Pss:")?,
-            private_bytes: bytes(status, "RssAnon:")?,
+            rss_bytes: bytes("Rss:")?,
+            pss_bytes: bytes("Pss:")?,
+            private_bytes: bytes("Private_Dirty:")?,
         })
     }
-}
-
-fn bytes(table: &str, field: &str) -> Option<u64> {
-    let line = table.lines().find_map(|line| line.strip_prefix(field))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
 }
 
 #[cfg(test)]
@@ -67,8 +59,7 @@ mod tests {
     #[test]
     fn kernel_is_understood() {
         let rollup = "00400000-7ffe [rollup]\nRss:  100 kB\nPss:   12 kB\nPss_Dirty:   3 kB\n\
-            Private_Clean:  1 kB\nPrivate_Dirty:  9 kB\n";
-        let status = "Name:\tx\nVmRSS:\t 90 kB\nRssAnon:\t       8 kB\nRssFile:\t 80 kB\n";
+            Private_Clean:  1 kB\nPrivate_Dirty:  8 kB\n";
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0\n";
         let expected = Usage {
             cpu_seconds: 2.0,
@@ -76,8 +67,8 @@ mod tests {
             pss_bytes: 12 << 10,
             private_bytes: 8 << 10,
         };
-        assert_eq!(Usage::parse(rollup, status, stat, 100), Some(expected));
-        assert_eq!(Usage::parse("", status, stat, 100), None);
+        assert_eq!(Usage::parse(rollup, stat, 100), Some(expected));
+        assert_eq!(Usage::parse("", stat, 100), None);
     }
 
     #[test]
