@@ -1,4 +1,4 @@
-//! Commands on a terminal: raw while they run, itself again afterwards.
+//! Commands on a terminal: raw while they run, itself again afterwards, and told how far a copy is.
 
 mod support;
 
@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
@@ -129,4 +130,50 @@ fn a_command_without_a_terminal_of_its_own_leaves_ours_alone() {
     terminal.expect("end");
     assert!(!terminal.is_raw());
     assert!(program.wait().unwrap().success());
+}
+
+/// A copy that takes longer than a second tells how far it is, and leaves nothing when it is interrupted.
+#[test]
+fn a_long_copy_shows_its_progress_and_ends_with_nothing() {
+    let sandbox = Sandbox::new();
+    let vm = FakeVm::start(&sandbox, "vm", obedient);
+    agent::serve(vm.dir());
+    let (source, to) = (sandbox.root().join("large"), sandbox.root().join("to"));
+    std::fs::write(&source, vec![b'x'; 8 << 20]).unwrap();
+    std::fs::create_dir(&to).unwrap();
+    let from = format!("vm:{}", source.display());
+    let packed = sandbox.command(&["cp", &from, "-"]).output().unwrap();
+    assert!(packed.status.success());
+
+    let mut terminal = Terminal::open();
+    let stderr: Stdio = OwnedFd::from(terminal.program.try_clone().unwrap()).into();
+    let mut command = sandbox.command(&["cp", "-", &format!("vm:{}", to.display())]);
+    let mut copy = command
+        .stdin(Stdio::piped())
+        .stderr(stderr)
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    let mut stream = copy.stdin.take().unwrap();
+    // Slowly, until it says something, which it does when more is copied.
+    let shown = std::thread::spawn(move || {
+        terminal.expect(" MiB, ");
+        terminal.expect("/s");
+        begun.elapsed()
+    });
+    let mut blocks = packed.stdout.chunks(64 << 10).take(100);
+    while !shown.is_finished() {
+        stream.write_all(blocks.next().unwrap()).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(shown.join().unwrap() >= Duration::from_secs(1));
+
+    let pid = copy.id().to_string();
+    let kill = std::process::Command::new("kill")
+        .args(["-INT", &pid])
+        .status()
+        .unwrap();
+    assert!(kill.success());
+    assert!(!copy.wait().unwrap().success());
+    assert!(std::fs::read_dir(&to).unwrap().next().is_none());
 }
