@@ -3,7 +3,14 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
+use std::time::Instant;
+
+use snapshot::Wanted;
+
+use crate::poll;
 
 /// The result of a thread. Readable once it is there.
 #[derive(Debug)]
@@ -44,6 +51,55 @@ impl<T: Send + 'static> Background<T> {
     }
 }
 
+/// Work that is asked again and again whether somebody still wants its result. Nobody does once this is dropped.
+#[derive(Debug)]
+pub struct Revocable<T> {
+    work: Background<T>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl<T: Send + 'static> Revocable<T> {
+    /// As [`Background::start`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start(
+        name: &str,
+        work: impl FnOnce(Wanted<'_>) -> T + Send + 'static,
+    ) -> io::Result<Self> {
+        let given_up = Arc::new(AtomicBool::new(false));
+        let is_given_up = given_up.clone();
+        let work = move || work(&|| !is_given_up.load(Ordering::Relaxed));
+        Ok(Self {
+            work: Background::start(name, work)?,
+            given_up,
+        })
+    }
+
+    /// As [`Background::take`].
+    pub fn take(&self) -> Option<T> {
+        self.work.take()
+    }
+
+    /// Nobody wants the result any more. Whether the work has ended at the deadline.
+    pub fn give_up(&self, deadline: Instant) -> bool {
+        self.given_up.store(true, Ordering::Relaxed);
+        poll::readable(&self.work, Some(deadline)).unwrap_or(false)
+    }
+}
+
+impl<T> AsFd for Revocable<T> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+}
+
+impl<T> Drop for Revocable<T> {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
 impl<T> AsFd for Background<T> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
@@ -55,12 +111,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn work_ends_when_it_is_given_up_or_dropped() {
+        let work = |wanted: Wanted<'_>| while wanted() {};
+        let deadline = || Instant::now() + std::time::Duration::from_secs(60);
+        let given_up = Revocable::start("test", work).unwrap();
+        assert!(given_up.give_up(deadline()));
+        assert_eq!(given_up.take(), Some(()));
+
+        let (ended, end) = mpsc::channel::<()>();
+        let dropped = Revocable::start("test", move |wanted| {
+            let _ended = ended;
+            work(wanted);
+        });
+        drop(dropped);
+        assert_eq!(end.recv(), Err(mpsc::RecvError));
+    }
+
+    #[test]
     fn the_result_is_there_once_the_descriptor_is_readable() {
         let (go, gate) = mpsc::channel::<()>();
         let background = Background::start("test", move || gate.recv().is_ok()).unwrap();
         assert_eq!(background.take(), None);
         go.send(()).unwrap();
-        assert!(crate::poll::readable(&background, None).unwrap());
+        assert!(poll::readable(&background, None).unwrap());
         assert_eq!(background.take(), Some(true));
         assert_eq!(background.take(), None);
     }

@@ -4,12 +4,11 @@ use crate::Error;
 use crate::machine::Machine;
 use crate::memory::{MemoryError, RamRange, ram_ranges};
 use crate::pagemap;
-use snapshot::OwnMemory;
+use snapshot::{OwnMemory, Wanted};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
@@ -99,7 +98,7 @@ pub struct MemorySource {
 
 impl MemorySource {
     /// Copies these ranges of the guest's memory to a memory file of [`Machine::memory_file_bytes`] that is
-    /// empty there, unless it is given up meanwhile. Pages of zeros stay holes.
+    /// empty there, as long as that is `wanted`. Pages of zeros stay holes.
     ///
     /// # Errors
     /// The file cannot be written, or the copy was given up.
@@ -107,12 +106,12 @@ impl MemorySource {
         &self,
         file: &File,
         ranges: &[Range<u64>],
-        given_up: &AtomicBool,
+        wanted: Wanted<'_>,
     ) -> Result<(), MemoryError> {
         for range in ranges {
             for span in &self.spans {
                 if let Some(part) = part_of(span, range) {
-                    copy(&self.memory, part, file, given_up)?;
+                    copy(&self.memory, part, file, wanted)?;
                 }
             }
         }
@@ -141,7 +140,7 @@ pub(crate) fn own_parts(
 }
 
 /// What of a range of the memory file is in a span.
-fn part_of(span: &RamRange, range: &Range<u64>) -> Option<RamRange> {
+pub(crate) fn part_of(span: &RamRange, range: &Range<u64>) -> Option<RamRange> {
     let start = range.start.max(span.file_offset);
     let end = range.end.min(span.file_offset + span.length);
     (start < end).then(|| RamRange {
@@ -155,12 +154,12 @@ fn copy(
     memory: &GuestMemoryMmap,
     range: RamRange,
     file: &File,
-    given_up: &AtomicBool,
+    wanted: Wanted<'_>,
 ) -> Result<(), MemoryError> {
     let mut buffer = Vec::new();
     let mut done = 0;
     while done < range.length {
-        if given_up.load(Ordering::Relaxed) {
+        if !wanted() {
             return Err(MemoryError::GivenUp);
         }
         let length = (range.length - done).min(CHUNK);
@@ -223,11 +222,10 @@ mod tests {
             }],
         };
         let whole = 0..PAGE as u64;
-        let copy =
-            |given_up: bool| source.copy_to(&file, std::slice::from_ref(&whole), &given_up.into());
-        assert!(matches!(copy(true), Err(MemoryError::GivenUp)));
+        let copy = |wanted: bool| source.copy_to(&file, std::slice::from_ref(&whole), &|| wanted);
+        assert!(matches!(copy(false), Err(MemoryError::GivenUp)));
         assert_eq!(file.metadata().unwrap().len(), 0);
-        copy(false).unwrap();
+        copy(true).unwrap();
         assert_eq!(file.metadata().unwrap().len(), PAGE as u64);
     }
 }

@@ -4,14 +4,13 @@
 //! the mapping away, and mapped again. With a copy made beforehand it costs one.
 
 use crate::Error;
-use crate::copy_memory::own_parts;
+use crate::copy_memory::{own_parts, part_of};
 use crate::machine::Machine;
-use crate::memory::ram_ranges;
+use crate::memory::{RamRange, ram_ranges};
 use crate::size::MemorySize;
 use rustix::mm::{Advice, madvise};
 use snapshot::WorkingSet;
-use std::ops::Range;
-use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap};
 
 impl Machine {
     /// The pages of a clone's RAM that were written so far, by its guest and its devices. It may run.
@@ -32,25 +31,20 @@ impl Machine {
 /// copied when the guest writes it.
 pub(crate) fn copy_working_set(memory: &GuestMemoryMmap, size: MemorySize, set: &WorkingSet) {
     for range in ram_ranges(size) {
-        let end = range.file_offset + range.length;
-        for run in set.written() {
-            let part = run.start.max(range.file_offset)..run.end.min(end);
-            if part.start < part.end {
-                let start = range.start.0 + (part.start - range.file_offset);
-                if !copy_run(memory, start..start + (part.end - part.start)) {
-                    return;
-                }
-            }
+        let runs = set.written().iter();
+        let mut parts = runs.filter_map(|run| part_of(&range, run));
+        if !parts.all(|part| copy_run(memory, part)) {
+            return;
         }
     }
 }
 
 /// Whether it is worth to go on.
-fn copy_run(memory: &GuestMemoryMmap, run: Range<u64>) -> bool {
-    let Ok(length) = usize::try_from(run.end - run.start) else {
+fn copy_run(memory: &GuestMemoryMmap, run: RamRange) -> bool {
+    let Ok(length) = usize::try_from(run.length) else {
         return false;
     };
-    let Ok(slice) = memory.get_slice(GuestAddress(run.start), length) else {
+    let Ok(slice) = memory.get_slice(run.start, length) else {
         return false;
     };
     // SAFETY: the range is mapped guest memory for as long as `memory` is there, and the advice changes no
@@ -71,12 +65,12 @@ fn copy_run(memory: &GuestMemoryMmap, run: Range<u64>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{MemoryBacking, RamRange, map};
+    use crate::memory::{MemoryBacking, map};
     use snapshot::MemoryLayers;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
     use std::sync::Arc;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     #[test]
     fn copies_are_made_of_what_is_named_with_its_content() {

@@ -163,7 +163,7 @@ impl Session {
         let Origin::Template(template) = &self.origin else {
             return;
         };
-        if self.size.is_some() || !template.working_set().is_empty() {
+        if self.size.is_some() || template.has_working_set() {
             return;
         }
         let recorded = self

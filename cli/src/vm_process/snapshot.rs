@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -15,7 +14,7 @@ use vmm::{DiskConfig, FrozenMachine, Machine, MemoryRequest};
 use super::disks::SnapshotDisks;
 use super::freeze::template_spec;
 use super::snapshotting::Hold;
-use crate::background::Background;
+use crate::background::Revocable;
 use crate::control::Snapshotted;
 use crate::machine_args::MachineSpec;
 use crate::poll;
@@ -41,8 +40,7 @@ pub struct Opened {
 /// The machine stands still while what it has written since it was restored is copied.
 #[derive(Debug)]
 pub struct Copying {
-    copying: Background<anyhow::Result<Opened>>,
-    given_up: Arc<AtomicBool>,
+    copying: Revocable<anyhow::Result<Opened>>,
     frozen: FrozenMachine,
     size: Size,
     begun: Instant,
@@ -92,23 +90,19 @@ impl Copying {
         let own = machine.own_memory()?;
         let memory = machine.memory_source();
         let disks = machine.disks();
-        let given_up = Arc::new(AtomicBool::new(false));
-        let is_given_up = given_up.clone();
-        let copy = move || {
+        let copy = move |wanted: Wanted<'_>| {
             let ranges = opened.pending.divide(&own)?;
             memory
-                .copy_to(opened.pending.memory(), &ranges, &is_given_up)
+                .copy_to(opened.pending.memory(), &ranges, wanted)
                 .with_context(|| {
                     let path = opened.pending.memory_path();
                     format!("Cannot write {}", path.display())
                 })?;
-            let wanted = || !is_given_up.load(Ordering::Relaxed);
-            opened.disks.finish(&disks, &wanted)?;
+            opened.disks.finish(&disks, wanted)?;
             Ok(opened)
         };
         Ok(Self {
-            copying: Background::start("copy", copy).context("Cannot start a thread")?,
-            given_up,
+            copying: Revocable::start("copy", copy).context("Cannot start a thread")?,
             frozen,
             size: Size::of(machine),
             begun,
@@ -140,8 +134,7 @@ impl Copying {
 
     /// Nobody waits for the template any more. Returns when nothing of it is left, or at the deadline.
     pub fn give_up(&self, deadline: Instant) {
-        self.given_up.store(true, Ordering::Relaxed);
-        if !poll::readable(&self.copying, Some(deadline)).unwrap_or(false) {
+        if !self.copying.give_up(deadline) {
             tracing::warn!(
                 "Memory is still being copied for a template that nobody wants any more"
             );

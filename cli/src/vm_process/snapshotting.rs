@@ -7,18 +7,16 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ::snapshot::TemplateName;
+use ::snapshot::{TemplateName, Wanted};
 use anyhow::{Context, anyhow};
 use proto::AGENT_PORT;
 
 use super::session::{Session, as_reply};
 use super::snapshot::{self, Copying, Opened};
 use crate::agent::Agent;
-use crate::background::Background;
+use crate::background::{Background, Revocable};
 use crate::control::server::ClientId;
 use crate::control::{Reply, Snapshotted};
 use crate::poll;
@@ -37,27 +35,13 @@ pub struct Snapshotting {
 #[derive(Debug)]
 enum Stage {
     /// The template gets what the VM was made of.
-    Opening(Opening, Option<Duration>),
+    Opening(Revocable<anyhow::Result<Opened>>, Option<Duration>),
     /// The guest's processes come to a stop.
     Holding(Box<Opened>, Background<anyhow::Result<Hold>>),
     /// The machine stands still.
     Copying(Box<Copying>, Option<Hold>),
     /// The guest goes on; the template is written.
     Publishing(Background<anyhow::Result<Snapshotted>>),
-}
-
-/// The template gets what does not change: copies of it, where the file system cannot share.
-#[derive(Debug)]
-struct Opening {
-    work: Background<anyhow::Result<Opened>>,
-    given_up: Arc<AtomicBool>,
-}
-
-/// Nobody waits for it any more, whoever drops it.
-impl Drop for Opening {
-    fn drop(&mut self) {
-        self.given_up.store(true, Ordering::Relaxed);
-    }
 }
 
 /// The guest's processes do not run for as long as this is there.
@@ -101,7 +85,7 @@ impl Snapshotting {
     /// What to poll for reading.
     pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.stage {
-            Stage::Opening(opening, _) => opening.work.as_fd(),
+            Stage::Opening(opening, _) => opening.as_fd(),
             Stage::Holding(_, holding) => holding.as_fd(),
             Stage::Copying(copying, _) => copying.as_fd(),
             Stage::Publishing(publishing) => publishing.as_fd(),
@@ -150,14 +134,10 @@ impl Session {
         let (store, origin) = (store.to_owned(), self.origin.clone());
         let memory_file_bytes = self.machine.memory_file_bytes();
         let disks = self.machine.disks();
-        let given_up = Arc::new(AtomicBool::new(false));
-        let is_given_up = given_up.clone();
-        let open = move || {
-            let wanted = || !is_given_up.load(Ordering::Relaxed);
-            snapshot::open(memory_file_bytes, &disks, &origin, &store, &name, &wanted)
+        let open = move |wanted: Wanted<'_>| {
+            snapshot::open(memory_file_bytes, &disks, &origin, &store, &name, wanted)
         };
-        let work = Background::start("open", open)?;
-        let stage = Stage::Opening(Opening { work, given_up }, hold);
+        let stage = Stage::Opening(Revocable::start("open", open)?, hold);
         self.snapshotting = Some(Snapshotting { client, stage });
         Ok(())
     }
@@ -195,7 +175,7 @@ impl Session {
             Stage::Opening(..) | Stage::Holding(..) if self.stop.is_some() => {
                 Err(anyhow!("it is shutting down"))
             }
-            Stage::Opening(opening, hold) => match opening.work.take() {
+            Stage::Opening(opening, hold) => match opening.take() {
                 None => Ok(Next::Stage(Stage::Opening(opening, hold))),
                 Some(opened) => self.begin_hold(opened?, hold).map(Next::Stage),
             },
@@ -265,8 +245,7 @@ impl Session {
         let deadline = Instant::now() + PUBLISHING;
         let published = match stage {
             Stage::Opening(opening, _) => {
-                opening.given_up.store(true, Ordering::Relaxed);
-                let _ended = poll::readable(&opening.work, Some(deadline));
+                let _ended = opening.give_up(deadline);
                 false
             }
             Stage::Holding(..) => false,

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{Access, AtFlags, FlockOperation};
 use rustix::io::Errno;
 
 use super::disk_files::{self, TemplateDisk};
@@ -114,6 +114,18 @@ impl Template {
     #[must_use]
     pub fn working_set(&self) -> WorkingSet {
         WorkingSet::read(self.dir.as_fd(), &self.path).unwrap_or_default()
+    }
+
+    /// Whether a clone has told, be it something that is of no use.
+    #[must_use]
+    pub fn has_working_set(&self) -> bool {
+        rustix::fs::accessat(
+            &self.dir,
+            working_set::FILE_NAME,
+            Access::EXISTS,
+            AtFlags::empty(),
+        )
+        .is_ok()
     }
 
     /// Tells later clones which pages one has written until it was ready. The first one that tells is heard.

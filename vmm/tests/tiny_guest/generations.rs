@@ -69,9 +69,7 @@ impl Line {
         let frozen = freeze(clone, output);
         let ranges = pending.divide(&clone.own_memory().unwrap()).unwrap();
         let source = clone.memory_source();
-        source
-            .copy_to(pending.memory(), &ranges, &false.into())
-            .unwrap();
+        source.copy_to(pending.memory(), &ranges, &|| true).unwrap();
         clone.resume();
         let template = pending.publish(self.spec(), frozen.state).unwrap();
         assert!(self.store.verify(&name(id)).unwrap().is_whole());
