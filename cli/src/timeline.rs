@@ -93,10 +93,10 @@ impl Timeline {
 }
 
 fn monotonic() -> Duration {
-    let now = clock_gettime(ClockId::Monotonic);
-    // Both parts are positive, and the second below a billion.
-    let nanoseconds = u32::try_from(now.tv_nsec).unwrap_or(0);
-    Duration::new(now.tv_sec.unsigned_abs(), nanoseconds)
+    // It began at the start of the host and is never negative.
+    clock_gettime(ClockId::Monotonic)
+        .try_into()
+        .unwrap_or_default()
 }
 
 /// Milliseconds, to a microsecond.

@@ -28,7 +28,7 @@ A clone that waits has no id, no directory and no network: it gets them, its siz
 takes it, and its clock goes on only then. The pool replaces it. A template cannot be deleted while it has a pool. Clones
 that were taken do not depend on the pool any more.";
 
-/// Keep clones of a template ready for 'restore --pool', which then takes a fraction of its time.
+/// Keep clones of a template ready, made up to their first instruction, for 'restore --pool'.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct PoolArgs {

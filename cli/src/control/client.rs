@@ -1,6 +1,6 @@
 //! Asks a VM process.
 
-use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 
 use super::{Asked, MAX_LINE_BYTES, Reply, Request, VERSION};
 use crate::id::VmId;
+use crate::json_lines;
 use crate::state::dir::VmDir;
 
 /// How long a VM process may take for what it does at once.
@@ -30,14 +31,13 @@ pub fn ask(dir: &VmDir, request: Request, timeout: Option<Duration>) -> anyhow::
 }
 
 fn exchange(stream: &UnixStream, request: Request, timeout: Option<Duration>) -> io::Result<Reply> {
-    let mut line = serde_json::to_vec(&Asked {
+    let asked = Asked {
         version: VERSION,
         request,
-    })?;
-    line.push(b'\n');
+    };
     stream.set_write_timeout(timeout)?;
     stream.set_read_timeout(timeout)?;
-    (&*stream).write_all(&line)?;
+    json_lines::send(stream, &asked)?;
 
     let mut answer = Vec::new();
     let limit = u64::try_from(MAX_LINE_BYTES).unwrap_or(u64::MAX);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::member;
@@ -18,6 +18,7 @@ use crate::json_lines::{self, Lines};
 use crate::listen;
 use crate::poll;
 use crate::signals::Signals;
+use crate::state::end::open_process;
 use crate::vm_process::fork;
 use crate::vm_process::link::Message;
 
@@ -44,7 +45,7 @@ pub struct Keeper {
 struct Member {
     link: UnixStream,
     lines: Lines,
-    /// To kill it with; there once it has said which process it is.
+    /// To kill it with; there once it has said which process it is, if it was not gone by then.
     process: Option<OwnedFd>,
     stage: Stage,
 }
@@ -332,10 +333,4 @@ impl Keeper {
         }
         Ok(())
     }
-}
-
-/// `None` when it is gone already, which its link tells too.
-fn open_process(pid: u32) -> Option<OwnedFd> {
-    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
-    pidfd_open(pid, PidfdFlags::empty()).ok()
 }

@@ -3,20 +3,19 @@
 //! Who holds the lock owns them. Looks at the lock and changes of owner happen under the state directory's
 //! own lock, as with VMs.
 
-use std::fs::{DirBuilder, File, TryLockError};
-use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStrExt;
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use snapshot::TemplateName;
 
-use crate::error::{FAILURE, coded, usage};
+use crate::error::{FAILURE, coded};
 use crate::state::StateDir;
-use crate::state::claim::open_lock;
-use crate::state::dir::MAX_SOCKET_PATH_BYTES;
+use crate::state::dir::check_socket_path;
+use crate::state::files::{remove_if_there, replace_json, try_lock};
 
 /// The paths of one pool.
 #[derive(Clone, Debug)]
@@ -86,7 +85,7 @@ impl Place {
     /// # Errors
     /// Such a pool runs already, or the state directory cannot be used.
     pub fn claim(self) -> anyhow::Result<Claim> {
-        self.check_socket_path()?;
+        check_socket_path(&self.socket(), "--state-dir")?;
         self.state.create()?;
         let create = DirBuilder::new()
             .recursive(true)
@@ -111,19 +110,6 @@ impl Place {
             _lock: lock,
         })
     }
-
-    fn check_socket_path(&self) -> anyhow::Result<()> {
-        let socket = self.socket();
-        let length = socket.as_os_str().as_bytes().len();
-        if length <= MAX_SOCKET_PATH_BYTES {
-            return Ok(());
-        }
-        Err(usage(format!(
-            "The socket path {} has {length} bytes, the kernel allows {MAX_SOCKET_PATH_BYTES}; choose a \
-             shorter --state-dir",
-            socket.display()
-        )))
-    }
 }
 
 impl Claim {
@@ -137,13 +123,7 @@ impl Claim {
     /// # Errors
     /// The file cannot be written.
     pub fn publish(&self, status: &Status) -> anyhow::Result<()> {
-        let path = self.place.status();
-        let temporary = path.with_extension("tmp");
-        let write = || -> io::Result<()> {
-            std::fs::write(&temporary, serde_json::to_vec(status)?)?;
-            std::fs::rename(&temporary, &path)
-        };
-        write().with_context(|| format!("Cannot write {}", path.display()))
+        replace_json(&self.place.status(), status)
     }
 
     /// Removes the files.
@@ -188,25 +168,6 @@ pub fn list(state: &StateDir) -> anyhow::Result<Vec<Status>> {
     }
     pools.sort_by(|a, b| a.template.cmp(&b.template));
     Ok(pools)
-}
-
-fn try_lock(path: &Path) -> anyhow::Result<Option<File>> {
-    let context = || format!("Cannot lock {}", path.display());
-    let file = open_lock(path).with_context(context)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).with_context(context),
-    }
-}
-
-fn remove_if_there(path: &Path) -> anyhow::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("Cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::poll;
-
 /// A clone that was handed out has the host to itself until it is up, but no longer than this.
 const UNDISTURBED: Duration = Duration::from_secs(1);
 /// The wait after the first member that cannot be made; doubled with every other one.
@@ -82,11 +80,8 @@ impl Refill {
             return Next::TooMuchMemory;
         }
         let undisturbed = census.taken_at.map(|at| at + UNDISTURBED);
-        let wait = match (undisturbed, self.not_before) {
-            (Some(first), Some(second)) => Some(first.max(second)),
-            (first, second) => poll::earlier(first, second),
-        };
-        match wait {
+        // `None` is before any time.
+        match undisturbed.max(self.not_before) {
             Some(at) if at > now => Next::At(at),
             _ => Next::Make,
         }

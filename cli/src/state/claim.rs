@@ -3,14 +3,14 @@
 //! Every look at that lock and every change of owner happens under the state directory's own
 //! lock, so that a look never makes a start fail and a removal never hits a new VM.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::DirBuilderExt;
 
 use anyhow::{Context, bail};
 
 use super::dir::VmDir;
+use super::files::try_lock;
 use super::record::{Record, State};
 use super::{StateDir, no_such_vm};
 use crate::error::{FAILURE, coded};
@@ -51,7 +51,7 @@ impl Claim {
             }
         };
         // Without its lock nobody would own it.
-        let locked = try_lock(&dir).inspect_err(|_| {
+        let locked = try_lock(&dir.lock()).inspect_err(|_| {
             if is_new {
                 reserve.clear();
                 std::fs::remove_dir_all(dir.path()).unwrap_or_default();
@@ -85,7 +85,7 @@ impl Claim {
         if !dir.exists() {
             return Err(no_such_vm(id));
         }
-        let Some(lock) = try_lock(&dir)? else {
+        let Some(lock) = try_lock(&dir.lock())? else {
             bail!("VM {id} is running; stop it first, or use 'minivmm rm -f {id}'");
         };
         Ok(Self {
@@ -128,29 +128,7 @@ pub(super) fn is_alive(dir: &VmDir) -> anyhow::Result<bool> {
     if !dir.lock().exists() {
         return Ok(false);
     }
-    Ok(try_lock(dir)?.is_none())
-}
-
-/// Opens or makes a lock file.
-pub fn open_lock(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-}
-
-fn try_lock(dir: &VmDir) -> anyhow::Result<Option<File>> {
-    let path = dir.lock();
-    let context = || format!("Cannot lock {}", path.display());
-    let file = open_lock(&path).with_context(context)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(error).with_context(context),
-    }
+    Ok(try_lock(&dir.lock())?.is_none())
 }
 
 /// Removes everything in the directory but the lock, and says what state the VM was in.
@@ -183,6 +161,7 @@ fn clear(dir: &VmDir) -> anyhow::Result<State> {
 mod tests {
     use super::super::record::{End, EndReason, Kind};
     use super::*;
+    use std::path::Path;
 
     fn state() -> (tempfile::TempDir, StateDir, VmId) {
         let root = tempfile::tempdir().unwrap();

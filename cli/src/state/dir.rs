@@ -1,17 +1,16 @@
 //! The paths of one VM.
 
-use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use vmm::layout::MAX_DISKS;
 
+use super::files::remove_if_there;
 use crate::error::usage;
 use crate::id::VmId;
 
 /// What `sun_path` holds besides its terminating NUL, in bytes.
-pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+const MAX_SOCKET_PATH_BYTES: usize = 107;
 /// The longest name of a socket in a VM's directory: a guest's connection to the last port.
 const LONGEST_SOCKET: &str = "vsock.sock_4294967295";
 
@@ -104,12 +103,7 @@ impl VmDir {
         ];
         let overlays = (0..MAX_DISKS.into()).map(|number| self.disk(number));
         for path in sockets.into_iter().chain(overlays) {
-            match std::fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("Cannot remove {}", path.display()));
-                }
-                _ => {}
-            }
+            remove_if_there(&path)?;
         }
         Ok(())
     }
@@ -119,17 +113,24 @@ impl VmDir {
     /// # Errors
     /// The longest socket path is too long for the kernel.
     pub fn check_socket_paths(&self) -> anyhow::Result<()> {
-        let longest = self.path.join(LONGEST_SOCKET);
-        let length = longest.as_os_str().as_bytes().len();
-        if length <= MAX_SOCKET_PATH_BYTES {
-            return Ok(());
-        }
-        Err(usage(format!(
-            "The socket path {} has {length} bytes, the kernel allows {MAX_SOCKET_PATH_BYTES}; \
-             choose a shorter --state-dir or --id",
-            longest.display()
-        )))
+        check_socket_path(&self.path.join(LONGEST_SOCKET), "--state-dir or --id")
     }
+}
+
+/// Refuses a socket that could not be connected to; `options` make its path shorter.
+///
+/// # Errors
+/// The path is too long for the kernel.
+pub fn check_socket_path(socket: &Path, options: &str) -> anyhow::Result<()> {
+    let length = socket.as_os_str().as_bytes().len();
+    if length <= MAX_SOCKET_PATH_BYTES {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "The socket path {} has {length} bytes, the kernel allows {MAX_SOCKET_PATH_BYTES}; \
+         choose a shorter {options}",
+        socket.display()
+    )))
 }
 
 #[cfg(test)]

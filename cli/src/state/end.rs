@@ -1,5 +1,6 @@
 //! Ends a VM from outside its process.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -34,7 +35,7 @@ pub fn stop(vm: &Found, timeout: Duration) -> anyhow::Result<()> {
 
 /// The reply comes shortly before the process is gone and its directory may be taken over.
 fn wait_for_process(vm: &Found) -> anyhow::Result<()> {
-    match open_process(vm) {
+    match process_of(vm) {
         Some(process) => expect_end(vm, &process),
         None => Ok(()),
     }
@@ -42,7 +43,7 @@ fn wait_for_process(vm: &Found) -> anyhow::Result<()> {
 
 fn kill(vm: &Found) -> anyhow::Result<()> {
     // The process may have ended meanwhile.
-    let Some(process) = open_process(vm) else {
+    let Some(process) = process_of(vm) else {
         return Ok(());
     };
     match pidfd_send_signal(&process, Signal::KILL) {
@@ -52,14 +53,17 @@ fn kill(vm: &Found) -> anyhow::Result<()> {
 }
 
 /// The VM's process, if there still is one.
-fn open_process(vm: &Found) -> Option<std::os::fd::OwnedFd> {
-    let pid = i32::try_from(vm.record.as_ref()?.pid)
-        .ok()
-        .and_then(Pid::from_raw)?;
+fn process_of(vm: &Found) -> Option<OwnedFd> {
+    open_process(vm.record.as_ref()?.pid)
+}
+
+/// A process, if there still is one.
+pub fn open_process(pid: u32) -> Option<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-fn expect_end(vm: &Found, process: &std::os::fd::OwnedFd) -> anyhow::Result<()> {
+fn expect_end(vm: &Found, process: &OwnedFd) -> anyhow::Result<()> {
     let deadline = Instant::now() + LAST_MOMENTS;
     if poll::readable(process, Some(deadline)).context("Cannot wait for the VM process")? {
         return Ok(());

@@ -4,10 +4,12 @@
 //! - [`record`]: `vm.json`, what a VM is and how it ended.
 //! - [`claim`]: who owns a VM's directory.
 //! - [`end`]: how to end a VM from outside.
+//! - [`files`]: locks, JSON that is replaced as a whole, removal.
 
 pub mod claim;
 pub mod dir;
 pub mod end;
+pub mod files;
 pub mod record;
 
 use std::fs::{DirBuilder, File, TryLockError};
@@ -138,7 +140,7 @@ impl StateDir {
         self.create()?;
         let path = self.root.join("create.lock");
         let context = || format!("Cannot lock {}", path.display());
-        let lock = claim::open_lock(&path).with_context(context)?;
+        let lock = files::open_lock(&path).with_context(context)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -165,7 +167,7 @@ impl StateDir {
     /// The lock cannot be used.
     pub fn guard(&self) -> anyhow::Result<File> {
         let path = self.vms().join(".lock");
-        let lock = claim::open_lock(&path)
+        let lock = files::open_lock(&path)
             .and_then(|lock| lock.lock().map(|()| lock))
             .with_context(|| format!("Cannot lock {}", path.display()))?;
         Ok(lock)

@@ -1,8 +1,6 @@
 //! `vm.json`: what a VM is and how it ended.
 
-use std::fs::OpenOptions;
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,6 +8,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::dir::VmDir;
+use super::files::replace_json;
 use crate::id::VmId;
 
 /// The version of the file's format.
@@ -247,19 +246,7 @@ impl Record {
     /// # Errors
     /// The file cannot be written.
     pub fn write(&self, dir: &VmDir) -> anyhow::Result<()> {
-        let path = dir.record();
-        let temporary = path.with_extension("tmp");
-        let write = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)?;
-            file.write_all(&serde_json::to_vec(self)?)?;
-            std::fs::rename(&temporary, &path)
-        };
-        write().with_context(|| format!("Cannot write {}", path.display()))
+        replace_json(&dir.record(), self)
     }
 }
 

@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, pidfd_send_signal, waitpid,
-};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, pidfd_send_signal, waitpid};
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
@@ -27,6 +25,7 @@ use crate::id::VmId;
 use crate::signals::Signals;
 use crate::state::StateDir;
 use crate::state::claim::Claim;
+use crate::state::end::open_process;
 use crate::state::record::{End, EndReason};
 use crate::{output, poll, timeline};
 
@@ -178,8 +177,8 @@ struct Follower {
 enum Process {
     /// This one has forked it.
     Child(Pid),
-    /// It is a pool's, and has been found.
-    Member(OwnedFd),
+    /// It is a pool's, and has been found; `None` when it was gone by then, which the link tells too.
+    Member(Option<OwnedFd>),
     /// The pool has until then to find one.
     Awaited(Instant),
 }
@@ -304,7 +303,7 @@ impl Follower {
             self.silent = !open;
             for message in messages {
                 match message {
-                    Message::Taken { pid } => self.process = taken(pid)?,
+                    Message::Taken { pid } => self.process = Process::Member(open_process(pid)),
                     Message::Notice(text) => self.context.progress.notice(text),
                     Message::Step(text) if !self.foreground => self.context.progress.step(text),
                     Message::Step(_) => {}
@@ -407,7 +406,8 @@ impl Follower {
         self.kill_at = None;
         let killed = match &self.process {
             Process::Child(pid) => kill_process(*pid, Signal::KILL),
-            Process::Member(pidfd) => pidfd_send_signal(pidfd, Signal::KILL),
+            Process::Member(Some(pidfd)) => pidfd_send_signal(pidfd, Signal::KILL),
+            Process::Member(None) => Ok(()),
             // Nobody is there who could be killed.
             Process::Awaited(_) => bail!("Interrupted"),
         };
@@ -461,7 +461,9 @@ impl Follower {
             Process::Child(pid) => *pid,
             Process::Member(pidfd) => {
                 // It has closed the link, so its end is near; how it ends is told to its parent only.
-                poll::readable(pidfd, Some(Instant::now() + CLEAN_UP_TIME)).unwrap_or_default();
+                if let Some(pidfd) = pidfd {
+                    poll::readable(pidfd, Some(Instant::now() + CLEAN_UP_TIME)).unwrap_or_default();
+                }
                 return "has ended".to_owned();
             }
             Process::Awaited(_) => return "is gone".to_owned(),
@@ -478,14 +480,6 @@ impl Follower {
             Err(error) => format!("is gone ({error})"),
         }
     }
-}
-
-/// A pool's process that has taken the request.
-fn taken(pid: u32) -> anyhow::Result<Process> {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-    let pid = pid.context("The pool sent a bad process id")?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("Cannot watch the VM process")?;
-    Ok(Process::Member(pidfd))
 }
 
 /// Removes what a VM process that was killed has left.
