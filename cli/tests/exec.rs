@@ -5,6 +5,7 @@ mod support;
 use std::io::Write;
 use std::process::Stdio;
 
+use rustix::process::Signal;
 use support::vm::{FakeVm, obedient};
 use support::{Ended, Sandbox, agent};
 
@@ -172,12 +173,7 @@ fn a_signal_reaches_the_command() {
     let mut child = child.stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     assert_eq!(lines.next().unwrap().unwrap(), "ready");
-    let pid = child.id().to_string();
-    let kill = std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .unwrap();
-    assert!(kill.success());
+    support::signal(&child, Signal::TERM);
     assert_eq!(lines.next().unwrap().unwrap(), "caught");
     assert_eq!(child.wait().unwrap().code(), Some(3));
 }

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
 use support::vm::{FakeVm, obedient};
@@ -109,12 +110,7 @@ fn a_signal_ends_the_console_and_the_terminal_is_itself_again() {
     guest.write_all(b"login: ").unwrap();
     terminal.expect("login: ");
 
-    let pid = program.id().to_string();
-    let kill = std::process::Command::new("kill")
-        .args(["-TERM", &pid])
-        .status()
-        .unwrap();
-    assert!(kill.success());
+    support::signal(&program, Signal::TERM);
     assert_eq!(program.wait().unwrap().code(), Some(130));
     assert!(!terminal.is_raw());
 }
@@ -168,12 +164,7 @@ fn a_long_copy_shows_its_progress_and_ends_with_nothing() {
     }
     assert!(shown.join().unwrap() >= Duration::from_secs(1));
 
-    let pid = copy.id().to_string();
-    let kill = std::process::Command::new("kill")
-        .args(["-INT", &pid])
-        .status()
-        .unwrap();
-    assert!(kill.success());
+    support::signal(&copy, Signal::INT);
     assert!(!copy.wait().unwrap().success());
     assert!(std::fs::read_dir(&to).unwrap().next().is_none());
 }

@@ -20,6 +20,7 @@
 //! | [`clock`] | a guest's time compared with this host's |
 //! | [`hybrid`] | streams between a guest and this host's programs |
 //! | [`vm`] | one running VM |
+//! | `pools` | the pool of a host |
 //! | [`process`] | a program that runs, and how it ended; every wait has a deadline |
 //! | [`random`] | random numbers that can be had again, and how often a long test does something |
 //! | [`pattern`] | bytes of which none can be lost, doubled or moved unseen |
@@ -43,6 +44,7 @@ pub mod hybrid;
 mod kept_templates;
 pub mod leftovers;
 pub mod pattern;
+mod pools;
 pub mod process;
 pub mod random;
 pub mod random_notes;

@@ -10,18 +10,6 @@ use std::time::Duration;
 
 use minivmm_tests::{Guest, Host, Running, Vm, until};
 use rustix::process::Signal;
-use serde_json::Value;
-
-fn pool(host: &Host) -> Value {
-    host.minivmm(["pool", "--list", "--json"]).ok().json()[0].clone()
-}
-
-fn until_full(host: &Host) {
-    until("the pool is full", || {
-        let pool = pool(host);
-        pool["ready"].is_number() && pool["ready"] == pool["size"]
-    });
-}
 
 fn take<'h>(host: &'h Host, options: &[&str]) -> Vm<'h> {
     let id = host.new_id();
@@ -51,7 +39,7 @@ fn clones_of_a_pool_are_like_any_other() {
         working_set.exists()
     });
     let pool_process: Running = host.start(["pool", "base", "--size", "2"]);
-    until_full(&host);
+    host.until_pool_is_full();
     // Time that must not pass for the clones that wait.
     let waited = Duration::from_secs(20);
     std::thread::sleep(waited);
@@ -84,8 +72,8 @@ fn clones_of_a_pool_are_like_any_other() {
     assert_eq!(seen.len(), 6, "{seen:?}");
     assert_eq!(clones[1].exec(["nproc"]).ok().text().trim(), "2");
 
-    until_full(&host);
-    assert_eq!(pool(&host)["handed_out"], 2);
+    host.until_pool_is_full();
+    assert_eq!(host.pool()["handed_out"], 2);
     pool_process.signal(Signal::TERM);
     pool_process.wait().ok();
     assert_eq!(clones[0].exec(["echo", "on"]).ok().text(), "on\n");

@@ -2,9 +2,9 @@
 //! done when the copy is.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::PathBuf;
 
-use minivmm_tests::{Running, until};
+use minivmm_tests::{Ended, Running, until};
 
 use crate::bench::{Bench, FILLED_BYTES, GuestCode};
 
@@ -31,9 +31,7 @@ impl Filled {
     /// Begins a snapshot, and returns when some of the memory is copied.
     fn copying(&self) -> Running {
         let command = self.0.start("snapshot --no-hold vm base");
-        until("memory is copied", || {
-            blocks_below(&self.0.store().join("templates")) > 0
-        });
+        until("memory is copied", || blocks_of(&self.0, "memory") > 0);
         command
     }
 
@@ -59,14 +57,27 @@ impl Filled {
     }
 }
 
-/// What the files named `memory` take on the disk, in blocks of 512 bytes.
-fn blocks_below(directory: &Path) -> u64 {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let memory = entries.map(|entry| entry.path().join("memory"));
-    memory
+/// What the templates' files of this name take on the disk, in blocks of 512 bytes, whole templates or not.
+fn blocks_of(bench: &Bench, name: &str) -> u64 {
+    let templates = std::fs::read_dir(bench.store().join("templates"));
+    let entries = templates.into_iter().flatten().flatten();
+    entries
+        .map(|entry| entry.path().join(name))
         .filter_map(|path| std::fs::metadata(path).ok())
         .map(|file| file.blocks())
         .sum()
+}
+
+/// There is a whole template when the snapshot says so, and none otherwise.
+#[track_caller]
+fn assert_made_or_not(bench: &Bench, ended: &Ended) {
+    let templates = bench.check_what_is_left();
+    assert_eq!(
+        templates.is_empty(),
+        ended.code() != Some(0),
+        "{}",
+        ended.report()
+    );
 }
 
 #[test]
@@ -87,13 +98,7 @@ fn a_vm_that_ends_while_its_memory_is_copied_leaves_no_template() {
         let copying = vm.copying();
         vm.0.run(line).ok();
         let ended = copying.wait();
-        let templates = vm.0.check_what_is_left();
-        assert_eq!(
-            templates.is_empty(),
-            ended.code() != Some(0),
-            "{}",
-            ended.report()
-        );
+        assert_made_or_not(&vm.0, &ended);
         if ended.code() != Some(0) {
             ended
                 .fails(1)
@@ -102,29 +107,23 @@ fn a_vm_that_ends_while_its_memory_is_copied_leaves_no_template() {
     }
 }
 
-/// What the copies of disks take on the store's disk, in blocks of 512 bytes.
-fn disk_blocks_below(directory: &Path) -> u64 {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let disks = entries.map(|entry| entry.path().join("disk-0"));
-    disks
-        .filter_map(|path| std::fs::metadata(path).ok())
-        .map(|file| file.blocks())
-        .sum()
+/// A disk that takes a moment to be copied.
+fn large_disk(bench: &Bench) -> PathBuf {
+    let disk = bench.root().join("disk.img");
+    std::fs::write(&disk, vec![1; 128 << 20]).unwrap();
+    disk
 }
 
 #[test]
 fn a_template_whose_disk_is_being_copied_can_be_given_up() {
     let bench = Bench::new(GuestCode::Idle);
-    let disk = bench.root().join("disk.img");
-    std::fs::write(&disk, vec![1; 128 << 20]).unwrap();
+    let disk = large_disk(&bench);
     let command = bench.start(&format!(
         "template create base {} --disk {}",
         bench.machine(),
         disk.display()
     ));
-    until("the disk is copied", || {
-        disk_blocks_below(&bench.store().join("templates")) > 0
-    });
+    until("the disk is copied", || blocks_of(&bench, "disk-0") > 0);
     command.signal(rustix::process::Signal::INT);
     command.wait().fails(130);
     assert!(bench.check_what_is_left().is_empty());
@@ -133,21 +132,11 @@ fn a_template_whose_disk_is_being_copied_can_be_given_up() {
 #[test]
 fn a_vm_that_ends_while_its_disk_is_copied_leaves_no_template() {
     let bench = Bench::new(GuestCode::Idle);
-    let disk = bench.root().join("disk.img");
-    std::fs::write(&disk, vec![1; 128 << 20]).unwrap();
+    let disk = large_disk(&bench);
     let line = format!("{} --disk {}", bench.boot("vm"), disk.display());
     bench.run(&line).ok();
     let copying = bench.start("snapshot --no-hold vm base");
-    until("the disk is copied", || {
-        disk_blocks_below(&bench.store().join("templates")) > 0
-    });
+    until("the disk is copied", || blocks_of(&bench, "disk-0") > 0);
     bench.run("rm -f vm").ok();
-    let ended = copying.wait();
-    let templates = bench.check_what_is_left();
-    assert_eq!(
-        templates.is_empty(),
-        ended.code() != Some(0),
-        "{}",
-        ended.report()
-    );
+    assert_made_or_not(&bench, &copying.wait());
 }

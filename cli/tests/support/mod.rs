@@ -11,7 +11,14 @@ pub mod agent;
 pub mod vm;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Sends a signal to a program that was started.
+pub fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).unwrap();
+}
 
 /// Where one test's VMs and templates live.
 pub struct Sandbox {

@@ -6,12 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use minivmm_tests::{Host, until};
+use minivmm_tests::Host;
 use serde_json::{Value, json};
 
 use crate::report::Report;
-use crate::restores::{floor, restore};
-use crate::samples::{Samples, Unit};
+use crate::restores::{Run, floor, restore, take_turns};
 use crate::timed::millis;
 
 /// Clones that wait.
@@ -25,24 +24,18 @@ pub fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let pool = host.start(["pool", template, "--size", SIZE]);
-    let measured: [(&str, &dyn Fn() -> anyhow::Result<f64>); 4] = [
+    let measured: [(&str, Run<'_>); 4] = [
         ("floor", &|| floor(host, template)),
         ("restore", &|| restore(host, template, &[])),
         ("--pool", &|| restore(host, template, &["--pool"])),
         ("request", &|| request(host, template)),
     ];
-    let mut samples = measured.map(|_| Samples::new(Unit::Milliseconds));
-    for round in 0..rounds {
-        let mut order: Vec<_> = measured.iter().zip(&mut samples).collect();
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for ((_, measure), samples) in order {
-            // So that the pool makes no clone meanwhile.
-            until("the pool is full", || is_full(host));
-            samples.add(measure()?);
-        }
-    }
+    // With a full pool, which makes no clone meanwhile.
+    let samples = take_turns(
+        rounds,
+        || host.until_pool_is_full(),
+        measured.map(|(_, run)| run),
+    )?;
     for ((who, _), samples) in measured.iter().zip(samples) {
         report.add("clone, start to first reply", who, samples);
     }
@@ -51,19 +44,10 @@ pub fn measure(
     Ok(())
 }
 
-fn pool(host: &Host) -> Value {
-    host.minivmm(["pool", "--list", "--json"]).ok().json()[0].clone()
-}
-
-fn is_full(host: &Host) -> bool {
-    let pool = pool(host);
-    pool["ready"].is_number() && pool["ready"] == pool["size"]
-}
-
 /// Asks the pool as a runtime would that has been running for long.
 fn request(host: &Host, template: &str) -> anyhow::Result<f64> {
     let id = host.new_id();
-    let socket = pool(host)["socket"].as_str().map(str::to_owned);
+    let socket = host.pool()["socket"].as_str().map(str::to_owned);
     let socket = socket.context("There is no pool")?;
     let plan = json!({ "id": id, "template": template, "store": host.store() });
     let request = format!("{}\n", json!({ "version": 1, "plan": plan }));

@@ -9,6 +9,32 @@ use crate::report::Report;
 use crate::samples::{Samples, Unit};
 use crate::timed::{Timed, millis};
 
+/// One measurement, in milliseconds.
+pub type Run<'a> = &'a dyn Fn() -> anyhow::Result<f64>;
+
+/// Lets all take turns, the first one first and in the next round the last one; `before` is called before each.
+///
+/// # Errors
+/// One of them failed.
+pub fn take_turns<const N: usize>(
+    rounds: u32,
+    before: impl Fn(),
+    measured: [Run<'_>; N],
+) -> anyhow::Result<[Samples; N]> {
+    let mut samples = measured.map(|_| Samples::new(Unit::Milliseconds));
+    for round in 0..rounds {
+        let mut order: Vec<_> = measured.iter().zip(&mut samples).collect();
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for (run, samples) in order {
+            before();
+            samples.add(run()?);
+        }
+    }
+    Ok(samples)
+}
+
 /// Lets the two take turns, and changes who is first.
 pub fn measure(
     host: &Host,
@@ -16,17 +42,8 @@ pub fn measure(
     rounds: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let mut floors = Samples::new(Unit::Milliseconds);
-    let mut restores = Samples::new(Unit::Milliseconds);
-    for round in 0..rounds {
-        if round % 2 == 0 {
-            floors.add(floor(host, template)?);
-            restores.add(restore(host, template, &[])?);
-        } else {
-            restores.add(restore(host, template, &[])?);
-            floors.add(floor(host, template)?);
-        }
-    }
+    let measured: [Run<'_>; 2] = [&|| floor(host, template), &|| restore(host, template, &[])];
+    let [floors, restores] = take_turns(rounds, || (), measured)?;
     let name = "restore, start to first reply";
     report.add(name, "floor", floors);
     report.add(name, "minivmm", restores);
