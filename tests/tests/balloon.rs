@@ -20,10 +20,21 @@ fn private_bytes(vm: &Vm) -> u64 {
     stats(vm)["private_bytes"].as_u64().unwrap()
 }
 
+/// What the guest has free. What it is reporting at the moment, up to 32 times 4 MiB, it does not count.
+fn free_without_a_report(vm: &Vm) -> u64 {
+    let mut free = 0;
+    until("most of the guest's memory is free", || {
+        let guest = &stats(vm)["guest"];
+        free = guest["free_bytes"].as_u64().unwrap();
+        free > guest["total_bytes"].as_u64().unwrap() / 2
+    });
+    free
+}
+
 /// Uses memory and frees it, and waits until the host has it back.
 fn memory_comes_back(vm: &Vm) {
     let before = private_bytes(vm);
-    let free_before = stats(vm)["guest"]["free_bytes"].as_u64().unwrap();
+    let free_before = free_without_a_report(vm);
     let bytes = USED_MIB * MIB;
     vm.sh(&format!(
         "head -c {bytes} /dev/urandom | tee /used | sha256sum >/sum"
