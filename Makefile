@@ -15,7 +15,8 @@ help:
 	@echo 'make unit    unit tests and the KVM tests with hand-made guests'
 	@echo 'make e2e     end-to-end tests only (TESTS="--test boot" for one file, KERNELS=all for each kernel)'
 	@echo 'make soak    long tests with random moments for MINUTES=30; prints a table'
-	@echo 'make bench   minivmm beside its floor, the bare KVM calls; prints ratios (BENCH="--only restores --rounds 50")'
+	@echo 'make bench   minivmm beside its floor, the bare KVM calls; prints ratios (BENCH="--only restores --rounds 50");'
+	@echo '             FIRECRACKER=PATH, CLOUD_HYPERVISOR=PATH and QEMU=PATH are compared, too'
 	@echo 'make lint    formatting, clippy, documentation, shell scripts, dependencies'
 	@echo 'make audit   dependencies against known vulnerabilities; installs cargo-deny (minutes), needs GitHub'
 	@echo 'make fuzz    hostile guests and files made up for SECONDS=60 each (TARGET=packets for one); installs cargo-fuzz'
@@ -67,13 +68,19 @@ soak: setup build guests
 	@$(MODE) --why >/dev/null && tests/soak
 
 # One run on one machine: figures of different runs say nothing about each other in a lab.
+# What is compared besides minivmm is given by its path, which must not be below /tmp: the lab's is its own.
+PEERS = $(if $(FIRECRACKER),--firecracker $(abspath $(FIRECRACKER))) \
+	$(if $(CLOUD_HYPERVISOR),--cloud-hypervisor $(abspath $(CLOUD_HYPERVISOR))) $(if $(QEMU),--qemu $(abspath $(QEMU)))
+
 bench: setup build guests
 	@cargo build --release --locked -p bench
+	@[ -z '$(strip $(PEERS))' ] || tests/prepare-guests pci
 	@mkdir -p target/bench
 	@mode=$$($(MODE) --why) && bench="env MINIVMM_BIN=$(BINARIES)/minivmm $(BINARIES)/bench" && \
 	if [ "$$mode" = lab ]; then \
-		tests/lab/run --cpus 1 --mem 12288 --out target/bench $$bench --json /run/lab/out/bench.json $(BENCH); \
-	else $$bench --json target/bench/bench.json $(BENCH); fi
+		tests/lab/run --cpus 1 --mem 12288 --timeout 10800 --out target/bench \
+			$$bench --json /run/lab/out/bench.json $(PEERS) $(BENCH); \
+	else $$bench --json target/bench/bench.json $(PEERS) $(BENCH); fi
 	@echo 'all samples: target/bench/bench.json'
 
 lab-tests:

@@ -164,7 +164,7 @@ fn a_long_copy_shows_its_progress_and_ends_with_nothing() {
     }
     assert!(shown.join().unwrap() >= Duration::from_secs(1));
 
-    support::signal(&copy, Signal::INT);
+    support::signal(&copy, Signal::TERM);
     assert!(!copy.wait().unwrap().success());
     assert!(std::fs::read_dir(&to).unwrap().next().is_none());
 }

@@ -30,6 +30,13 @@ impl Guest {
         Self::of("linux-image-cloud-amd64")
     }
 
+    /// The same with drivers for PCI, which some other virtual machine monitors need. `tests/prepare-guests pci`
+    /// makes it.
+    #[must_use]
+    pub fn debian_6_1_with_pci() -> Self {
+        Self::of("pci")
+    }
+
     /// Debian 12's backported kernel, as an ELF image; one vCPU and 256 MiB.
     #[must_use]
     pub fn debian_6_12() -> Self {
@@ -151,6 +158,15 @@ impl Guest {
     #[must_use]
     pub fn initrd(&self) -> PathBuf {
         self.file("initrd.img")
+    }
+
+    /// Its memory in MiB, unless [`memory`](Self::memory) says otherwise.
+    pub const MEBIBYTES: u32 = 256;
+
+    /// The usual command line, for another virtual machine monitor.
+    #[must_use]
+    pub fn command_line() -> String {
+        USUAL_CMDLINE.replace("pci=off ", "")
     }
 
     /// What `guest build` has made.

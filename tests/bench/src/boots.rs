@@ -1,40 +1,18 @@
 //! From nothing to the guest's first reply.
 
-use anyhow::Context;
-use minivmm_tests::{Guest, Host};
-
+use crate::contenders::Vmm;
 use crate::report::Report;
-use crate::samples::{Samples, Unit};
-use crate::timed::{Timed, millis};
+use crate::restores::{Run, take_turns};
+use crate::timed::millis;
 
 const ROUNDS: u32 = 3;
 
-/// Boots each of Debian's kernels.
-pub fn measure(host: &Host, report: &mut Report) -> anyhow::Result<()> {
-    let guests = [("6.1", Guest::debian_6_1()), ("6.12", Guest::debian_6_12())];
-    let mut all = guests.map(|(name, guest)| (name, guest, Samples::new(Unit::Milliseconds)));
-    for _ in 0..ROUNDS {
-        for (_, guest, samples) in &mut all {
-            samples.add(boot(host, guest)?);
-        }
-    }
-    for (name, _, samples) in all {
-        report.add(
-            &format!("boot of Debian's {name} to first reply"),
-            "minivmm",
-            samples,
-        );
-    }
-    Ok(())
-}
-
-fn boot(host: &Host, guest: &Guest) -> anyhow::Result<f64> {
-    let id = host.new_id();
-    let args = ["run", "--id", &id].map(str::to_owned);
-    let mut command = host.command(args.into_iter().chain(guest.args()));
-    let timed = Timed::start(&mut command).context("The boot")?;
-    let took = timed.took;
-    timed.finish()?;
-    host.minivmm(["rm", "--force", &id]).ok();
-    Ok(millis(took))
+/// Lets all contenders boot the guest in turn.
+pub fn measure(contenders: &[Box<dyn Vmm + '_>], report: &mut Report) -> anyhow::Result<()> {
+    let boot = |vmm: &'_ dyn Vmm| Ok(millis(vmm.boot()?.took));
+    let runs: Vec<Run<'_>> = contenders
+        .iter()
+        .map(|vmm| -> Run<'_> { (vmm.name(), Box::new(move || boot(vmm.as_ref()))) })
+        .collect();
+    take_turns("boot to first reply", ROUNDS, || (), &runs, report)
 }

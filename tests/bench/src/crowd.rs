@@ -3,90 +3,96 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use minivmm_tests::{Host, Running, Vm};
 
+use crate::contenders::{Ready, Vmm};
 use crate::report::Report;
 use crate::samples::{Samples, Unit};
 use crate::timed::millis;
 
-/// Starts one clone, ten, and as many as are asked for; the last ones are looked at again after they
-/// have been idle.
+/// Starts one clone, ten, and as many as are asked for, of each contender in turn; the last ones are looked
+/// at again after they have been idle.
 pub fn measure(
-    host: &Host,
-    template: &str,
+    contenders: &[Box<dyn Vmm + '_>],
     most: u32,
     idle_seconds: u64,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     for count in [1, 10, most] {
-        let begun = Instant::now();
-        let clones = start(host, template, count);
-        let took = begun.elapsed();
-        if count == most {
-            let all = Samples::once(Unit::Milliseconds, millis(took));
-            report.add(
-                &format!("{count} clones at once, all answered"),
-                "minivmm",
-                all,
-            );
-            let rate = Samples::once(Unit::PerSecond, f64::from(count) / took.as_secs_f64());
-            report.add(&format!("{count} clones at once, rate"), "minivmm", rate);
+        for vmm in contenders {
+            let begun = Instant::now();
+            let clones = start(vmm.as_ref(), count)?;
+            let took = begun.elapsed();
+            if count == most {
+                let all = Samples::once(Unit::Milliseconds, millis(took));
+                let name = format!("{count} clones at once, all answered");
+                report.add(&name, vmm.name(), all);
+                let rate = f64::from(count) / took.as_secs_f64();
+                let rate = Samples::once(Unit::PerSecond, rate);
+                let name = format!("{count} clones at once, rate");
+                report.add(&name, vmm.name(), rate);
+            }
+            add_memory(vmm.name(), &format!("of {count}"), &clones, report)?;
+            if count == most && idle_seconds > 0 {
+                std::thread::sleep(Duration::from_secs(idle_seconds));
+                let which = format!("of {count}, idle for {idle_seconds} s");
+                add_memory(vmm.name(), &which, &clones, report)?;
+            }
         }
-        add_memory(&format!("of {count}"), &clones, report)?;
-        if count == most && idle_seconds > 0 {
-            std::thread::sleep(Duration::from_secs(idle_seconds));
-            add_memory(
-                &format!("of {count}, idle for {idle_seconds} s"),
-                &clones,
-                report,
-            )?;
-        }
-        drop(clones);
-        host.remove_vms();
     }
     Ok(())
 }
 
-fn start<'a>(host: &'a Host, template: &str, count: u32) -> Vec<Vm<'a>> {
-    let start = |_| {
-        let id = host.new_id();
-        host.start([
-            "restore",
-            template,
-            "--json",
-            "--timeout",
-            "300",
-            "--id",
-            &id,
-        ])
-    };
-    let starting: Vec<Running> = (0..count).map(start).collect();
-    let started = starting.into_iter().map(Running::wait);
-    started
-        .map(|ended| host.attach(ended.ok().json()))
-        .collect()
+/// Starts so many at once, and waits for all of them.
+pub fn start(vmm: &dyn Vmm, count: u32) -> anyhow::Result<Vec<Ready<'_>>> {
+    std::thread::scope(|scope| {
+        let starting: Vec<_> = (0..count)
+            .map(|_| scope.spawn(|| vmm.restore()))
+            .collect();
+        let started = starting.into_iter().map(|thread| {
+            let started = thread.join();
+            started.unwrap_or_else(|_| Err(anyhow::anyhow!("It panicked")))
+        });
+        started.collect()
+    })
 }
 
-fn add_memory(which: &str, clones: &[Vm<'_>], report: &mut Report) -> anyhow::Result<()> {
+fn add_memory(
+    who: &str,
+    which: &str,
+    clones: &[Ready<'_>],
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut shares = Samples::new(Unit::Kibibytes);
     let mut own = Samples::new(Unit::Kibibytes);
     for clone in clones {
-        let path = format!("/proc/{}/smaps_rollup", clone.pid().as_raw_nonzero());
-        let rollup = std::fs::read_to_string(&path).with_context(|| path.clone())?;
-        shares.add(kib(&rollup, "Pss:")?);
-        own.add(kib(&rollup, "Private_Dirty:")?);
+        let memory = Memory::of(clone)?;
+        shares.add(memory.share);
+        own.add(memory.own);
     }
-    report.add(
-        &format!("memory of a clone {which}: PSS"),
-        "minivmm",
-        shares,
-    );
-    report.add(
-        &format!("memory of a clone {which}: private dirty"),
-        "minivmm",
-        own,
-    );
+    report.add(&format!("memory of a clone {which}: PSS"), who, shares);
+    let name = format!("memory of a clone {which}: private dirty");
+    report.add(&name, who, own);
     Ok(())
+}
+
+/// The memory of a VM's process, in KiB.
+pub struct Memory {
+    /// Its proportional set: what it has alone, and its share of what it has in common with others.
+    pub share: f64,
+    /// What it has alone, and has written to.
+    pub own: f64,
+}
+
+impl Memory {
+    /// As it is now.
+    pub fn of(vm: &Ready<'_>) -> anyhow::Result<Self> {
+        let path = format!("/proc/{}/smaps_rollup", vm.pid.as_raw_nonzero());
+        let rollup = std::fs::read_to_string(&path).context(path)?;
+        Ok(Self {
+            share: kib(&rollup, "Pss:")?,
+            own: kib(&rollup, "Private_Dirty:")?,
+        })
+    }
 }
 
 fn kib(rollup: &str, field: &str) -> anyhow::Result<f64> {

@@ -1,5 +1,5 @@
 //! A clone out of a pool, from the request to the guest's first reply: by the command, and by a program that
-//! runs already and asks the pool itself. Beside them a restore without a pool, and the floor.
+//! runs already and asks the pool itself. Beside them restores without a pool, and the floor.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use minivmm_tests::Host;
 use serde_json::{Value, json};
 
+use crate::contenders::Vmm;
 use crate::report::Report;
 use crate::restores::{Run, floor, restore, take_turns};
 use crate::timed::millis;
@@ -16,29 +17,28 @@ use crate::timed::millis;
 /// Clones that wait.
 const SIZE: &str = "2";
 
-/// Lets all four take turns, the first one first and then the last one.
+/// Lets all take turns.
 pub fn measure(
     host: &Host,
     template: &str,
+    contenders: &[Box<dyn Vmm + '_>],
     rounds: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let pool = host.start(["pool", template, "--size", SIZE]);
-    let measured: [(&str, Run<'_>); 4] = [
-        ("floor", &|| floor(host, template)),
-        ("restore", &|| restore(host, template, &[])),
-        ("--pool", &|| restore(host, template, &["--pool"])),
-        ("request", &|| request(host, template)),
+    let mut runs: Vec<Run<'_>> = vec![
+        ("floor", Box::new(|| floor(host, template))),
+        ("restore", Box::new(|| restore(host, template, &[]))),
+        ("--pool", Box::new(|| restore(host, template, &["--pool"]))),
+        ("request", Box::new(|| request(host, template))),
     ];
-    // With a full pool, which makes no clone meanwhile.
-    let samples = take_turns(
-        rounds,
-        || host.until_pool_is_full(),
-        measured.map(|(_, run)| run),
-    )?;
-    for ((who, _), samples) in measured.iter().zip(samples) {
-        report.add("clone, start to first reply", who, samples);
+    // minivmm without a pool is the first of them, and there already.
+    for vmm in contenders.iter().skip(1) {
+        runs.push((vmm.name(), Box::new(|| Ok(millis(vmm.restore()?.took)))));
     }
+    // With a full pool, which makes no clone meanwhile.
+    let until_full = || host.until_pool_is_full();
+    take_turns("clone, start to first reply", rounds, until_full, &runs, report)?;
     pool.signal(rustix::process::Signal::TERM);
     pool.wait().ok();
     Ok(())

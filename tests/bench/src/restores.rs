@@ -1,53 +1,59 @@
-//! From the start of a program to the guest's first reply: minivmm beside its floor.
+//! From the start of a program to the guest's first reply: minivmm beside its floor, and its peers.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use minivmm_tests::Host;
 
+use crate::contenders::Vmm;
 use crate::report::Report;
 use crate::samples::{Samples, Unit};
 use crate::timed::{Timed, millis};
 
-/// One measurement, in milliseconds.
-pub type Run<'a> = &'a dyn Fn() -> anyhow::Result<f64>;
+/// One measurement, in milliseconds, with the name of what is measured.
+pub type Run<'a> = (&'a str, Box<dyn Fn() -> anyhow::Result<f64> + 'a>);
 
 /// Lets all take turns, the first one first and in the next round the last one; `before` is called before each.
 ///
 /// # Errors
 /// One of them failed.
-pub fn take_turns<const N: usize>(
+pub fn take_turns(
+    benchmark: &str,
     rounds: u32,
     before: impl Fn(),
-    measured: [Run<'_>; N],
-) -> anyhow::Result<[Samples; N]> {
-    let mut samples = measured.map(|_| Samples::new(Unit::Milliseconds));
+    runs: &[Run<'_>],
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut samples = vec![Samples::new(Unit::Milliseconds); runs.len()];
     for round in 0..rounds {
-        let mut order: Vec<_> = measured.iter().zip(&mut samples).collect();
+        let mut order: Vec<_> = runs.iter().zip(&mut samples).collect();
         if round % 2 == 1 {
             order.reverse();
         }
-        for (run, samples) in order {
+        for ((name, run), samples) in order {
             before();
-            samples.add(run()?);
+            samples.add(run().with_context(|| format!("{benchmark}: {name}"))?);
         }
     }
-    Ok(samples)
+    for ((name, _), samples) in runs.iter().zip(samples) {
+        report.add(benchmark, name, samples);
+    }
+    Ok(())
 }
 
-/// Lets the two take turns, and changes who is first.
+/// Lets the floor and all contenders take turns.
 pub fn measure(
     host: &Host,
     template: &str,
+    contenders: &[Box<dyn Vmm + '_>],
     rounds: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let measured: [Run<'_>; 2] = [&|| floor(host, template), &|| restore(host, template, &[])];
-    let [floors, restores] = take_turns(rounds, || (), measured)?;
-    let name = "restore, start to first reply";
-    report.add(name, "floor", floors);
-    report.add(name, "minivmm", restores);
-    Ok(())
+    let mut runs: Vec<Run<'_>> = vec![("floor", Box::new(|| floor(host, template)))];
+    for vmm in contenders {
+        runs.push((vmm.name(), Box::new(|| Ok(millis(vmm.restore()?.took)))));
+    }
+    take_turns("restore, start to first reply", rounds, || (), &runs, report)
 }
 
 /// From the start of the program until it has printed the id.

@@ -3,13 +3,20 @@
 use minivmm_tests::{Guest, Host};
 use serde_json::Value;
 
+use crate::contenders::Vmm;
 use crate::report::Report;
 use crate::samples::{Samples, Unit};
+use crate::timed::millis;
 
 const ROUNDS: u32 = 3;
 
-/// Makes templates and snapshots. The program itself tells how long the machine stood still.
-pub fn measure(host: &Host, template: &str, report: &mut Report) {
+/// Makes templates and snapshots. minivmm itself tells how long the machine stood still.
+pub fn measure(
+    host: &Host,
+    template: &str,
+    contenders: &[Box<dyn Vmm + '_>],
+    report: &mut Report,
+) {
     let mut saves = Samples::new(Unit::Milliseconds);
     let mut publishes = Samples::new(Unit::Milliseconds);
     for round in 0..ROUNDS {
@@ -25,7 +32,14 @@ pub fn measure(host: &Host, template: &str, report: &mut Report) {
         add(&mut publishes, &made["publish_ms"]);
         host.minivmm(["template", "delete", &name]).ok();
     }
-    report.add("template create, pause to saved", "minivmm", saves);
+    let name = "template create, pause to saved";
+    report.add(name, "minivmm", saves);
+    for vmm in contenders {
+        if let Some(time) = vmm.save_time() {
+            let once = Samples::once(Unit::Milliseconds, millis(time));
+            report.add(name, vmm.name(), once);
+        }
+    }
     report.add("template create, saved to published", "minivmm", publishes);
 
     let mut pauses = Samples::new(Unit::Milliseconds);
