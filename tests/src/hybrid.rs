@@ -1,6 +1,7 @@
 //! Streams between this host's programs and a guest, through the VM's Unix sockets.
 
 use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -101,6 +102,13 @@ impl HostPort {
         let (stream, _) = self.listener.accept().unwrap();
         set_deadlines(&stream).unwrap();
         stream
+    }
+}
+
+impl AsFd for HostPort {
+    /// Readable when the guest connects.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

@@ -92,10 +92,10 @@ impl Vmm for CloudHypervisor {
 }
 
 fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
-    let mut port = None;
+    let mut ready = None;
     let program = Program::start(path, |directory, command| {
         let vsock = directory.join(VSOCK);
-        port = Some(HostPort::listen(&vsock, READY_PORT));
+        ready = Some(HostPort::listen(&vsock, READY_PORT));
         command.args(["--seccomp", "false", "--cpus", "boot=1"]);
         command.args(["--console", "off", "--serial", "null"]);
         command.arg("--memory").arg(format!("size={}M", Guest::MEBIBYTES));
@@ -107,7 +107,7 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
         Ok(())
     })?;
     // The agent connects once it is ready.
-    drop(port.map(|port| port.accept()));
+    ready.map_or(Ok(()), |port| program.until_readable(port))?;
     reply::over_socket(&program.file(VSOCK))?;
     Ok(program)
 }

@@ -86,10 +86,10 @@ impl Vmm for Firecracker {
 
 /// Starts it with a configuration file, the shortest way to a VM, and waits for the agent.
 fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
-    let mut port = None;
+    let mut ready = None;
     let program = Program::start(path, |directory, command| {
         let vsock = directory.join(VSOCK);
-        port = Some(HostPort::listen(&vsock, READY_PORT));
+        ready = Some(HostPort::listen(&vsock, READY_PORT));
         let machine = json!({ "vcpu_count": 1, "mem_size_mib": Guest::MEBIBYTES });
         let config = json!({
             "boot-source": {
@@ -108,7 +108,7 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
         Ok(())
     })?;
     // The agent connects once it is ready.
-    drop(port.map(|port| port.accept()));
+    ready.map_or(Ok(()), |port| program.until_readable(port))?;
     reply::over_socket(&program.file(VSOCK))?;
     Ok(program)
 }

@@ -1,6 +1,7 @@
 //! A process of a peer, with a directory of its own for its sockets.
 
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,7 +72,6 @@ impl Program {
         let path = self.file(socket);
         let created = inotify::init(CreateFlags::CLOEXEC)?;
         inotify::add_watch(&created, &self.directory, WatchFlags::CREATE)?;
-        let process = pidfd_open(self.pid(), PidfdFlags::empty())?;
         loop {
             match UnixStream::connect(&path) {
                 Ok(stream) => return Ok(stream),
@@ -82,20 +82,31 @@ impl Program {
                 }
                 Err(error) => return Err(error).context(path.display().to_string()),
             }
-            let limit = Timespec::try_from(LIMIT)?;
-            let mut events = [
-                PollFd::new(&created, PollFlags::IN),
-                PollFd::new(&process, PollFlags::IN),
-            ];
-            if poll(&mut events, Some(&limit))? == 0 {
-                bail!("There is no {} after {LIMIT:?}", path.display());
-            }
-            if !events[1].revents().is_empty() {
-                bail!("The program of {} has ended", path.display());
-            }
+            self.until_readable(&created)
+                .with_context(|| format!("There is no {}", path.display()))?;
             let mut buffer = [std::mem::MaybeUninit::uninit(); 512];
             inotify::Reader::new(&created, &mut buffer).next()?;
         }
+    }
+
+    /// Waits until there is something to read.
+    ///
+    /// # Errors
+    /// The program ended, or nothing came in time.
+    pub fn until_readable(&self, stream: impl AsFd) -> anyhow::Result<()> {
+        let process = pidfd_open(self.pid(), PidfdFlags::empty())?;
+        let limit = Timespec::try_from(LIMIT)?;
+        let mut events = [
+            PollFd::new(&stream, PollFlags::IN),
+            PollFd::new(&process, PollFlags::IN),
+        ];
+        if poll(&mut events, Some(&limit))? == 0 {
+            bail!("Nothing came in {LIMIT:?}");
+        }
+        if events[0].revents().is_empty() {
+            bail!("The program has ended");
+        }
+        Ok(())
     }
 
     /// It is a VM whose guest has answered now.

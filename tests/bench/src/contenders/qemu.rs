@@ -15,7 +15,6 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept, bind, connect, listen, socket,
 };
 use proto::{AGENT_PORT, READY_PORT};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::json;
 
 use super::program::Program;
@@ -105,9 +104,7 @@ fn boot(path: &Path, guest: &Guest, memory: &Path) -> anyhow::Result<Program> {
         Ok(())
     })?;
     // The agent connects once it is ready.
-    let limit = Timespec::try_from(LIMIT)?;
-    let connected = poll(&mut [PollFd::new(&ready, PollFlags::IN)], Some(&limit))?;
-    anyhow::ensure!(connected == 1, "The agent did not connect in {LIMIT:?}");
+    program.until_readable(&ready)?;
     drop(accept(&ready)?);
     reply::over_stream(agent(cid)?)?;
     Ok(program)
