@@ -102,7 +102,7 @@ fn main() -> anyhow::Result<()> {
             Benchmark::Streams => streams::measure(&host, rounds, &mut report)?,
             Benchmark::Boots => boots::measure(&all, &mut report)?,
         }
+        report.print()?;
     }
-    report.print()?;
     options.json.map_or(Ok(()), |path| report.write_json(&path))
 }

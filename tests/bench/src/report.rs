@@ -12,6 +12,7 @@ use crate::samples::{Samples, Summary, Unit};
 #[derive(Debug, Default)]
 pub struct Report {
     rows: Vec<Row>,
+    printed: usize,
 }
 
 #[derive(Debug)]
@@ -43,19 +44,21 @@ impl Report {
         });
     }
 
-    /// Prints the table.
+    /// Prints what was added since the last time.
     ///
     /// # Errors
     /// Standard output cannot be written.
-    pub fn print(&self) -> std::io::Result<()> {
+    pub fn print(&mut self) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        writeln!(
-            out,
-            "{:<44} {:<10} {:>4} {:>10} {:>10} {:>10}  {:<6} {:>6}",
-            "benchmark", "who", "n", "median", "min", "max", "", "ratio"
-        )?;
+        if self.printed == 0 {
+            writeln!(
+                out,
+                "{:<44} {:<11} {:>4} {:>10} {:>10} {:>10}  {:<6} {:>6}",
+                "benchmark", "who", "n", "median", "min", "max", "", "ratio"
+            )?;
+        }
         let mut before = "";
-        for line in self.lines() {
+        for line in self.lines().skip(self.printed) {
             let name = if line.benchmark == before {
                 ""
             } else {
@@ -65,13 +68,14 @@ impl Report {
             let Summary { min, median, max } = line.summary;
             writeln!(
                 out,
-                "{name:<44} {:<10} {:>4} {median:>10.2} {min:>10.2} {max:>10.2}  {:<6} {:>6.2}",
+                "{name:<44} {:<11} {:>4} {median:>10.2} {min:>10.2} {max:>10.2}  {:<6} {:>6.2}",
                 line.who,
                 line.samples.len(),
                 unit(line.unit),
                 line.ratio,
             )?;
         }
+        self.printed = self.lines().count();
         out.flush()
     }
 
