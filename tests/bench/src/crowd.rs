@@ -45,9 +45,7 @@ pub fn measure(
 /// Starts so many at once, and waits for all of them.
 pub fn start(vmm: &dyn Vmm, count: u32) -> anyhow::Result<Vec<Ready<'_>>> {
     std::thread::scope(|scope| {
-        let starting: Vec<_> = (0..count)
-            .map(|_| scope.spawn(|| vmm.restore()))
-            .collect();
+        let starting: Vec<_> = (0..count).map(|_| scope.spawn(|| vmm.restore())).collect();
         let started = starting.into_iter().map(|thread| {
             let started = thread.join();
             started.unwrap_or_else(|_| Err(anyhow::anyhow!("It panicked")))

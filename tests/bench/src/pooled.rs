@@ -38,7 +38,13 @@ pub fn measure(
     }
     // With a full pool, which makes no clone meanwhile.
     let until_full = || host.until_pool_is_full();
-    take_turns("clone, start to first reply", rounds, until_full, &runs, report)?;
+    take_turns(
+        "clone, start to first reply",
+        rounds,
+        until_full,
+        &runs,
+        report,
+    )?;
     pool.signal(rustix::process::Signal::TERM);
     pool.wait().ok();
     Ok(())

@@ -53,7 +53,13 @@ pub fn measure(
     for vmm in contenders {
         runs.push((vmm.name(), Box::new(|| Ok(millis(vmm.restore()?.took)))));
     }
-    take_turns("restore, start to first reply", rounds, || (), &runs, report)
+    take_turns(
+        "restore, start to first reply",
+        rounds,
+        || (),
+        &runs,
+        report,
+    )
 }
 
 /// From the start of the program until it has printed the id.

@@ -11,12 +11,7 @@ use crate::timed::millis;
 const ROUNDS: u32 = 3;
 
 /// Makes templates and snapshots. minivmm itself tells how long the machine stood still.
-pub fn measure(
-    host: &Host,
-    template: &str,
-    contenders: &[Box<dyn Vmm + '_>],
-    report: &mut Report,
-) {
+pub fn measure(host: &Host, template: &str, contenders: &[Box<dyn Vmm + '_>], report: &mut Report) {
     let mut saves = Samples::new(Unit::Milliseconds);
     let mut publishes = Samples::new(Unit::Milliseconds);
     for round in 0..ROUNDS {

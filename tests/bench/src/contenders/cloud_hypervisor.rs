@@ -98,11 +98,15 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
         ready = Some(HostPort::listen(&vsock, READY_PORT));
         command.args(["--seccomp", "false", "--cpus", "boot=1"]);
         command.args(["--console", "off", "--serial", "null"]);
-        command.arg("--memory").arg(format!("size={}M", Guest::MEBIBYTES));
+        command
+            .arg("--memory")
+            .arg(format!("size={}M", Guest::MEBIBYTES));
         command.arg("--kernel").arg(guest.kernel());
         command.arg("--initramfs").arg(guest.initrd());
         command.arg("--cmdline").arg(Guest::command_line());
-        command.arg("--vsock").arg(format!("cid=3,socket={}", vsock.display()));
+        command
+            .arg("--vsock")
+            .arg(format!("cid=3,socket={}", vsock.display()));
         command.arg("--api-socket").arg(directory.join(API));
         Ok(())
     })?;

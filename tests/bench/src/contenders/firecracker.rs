@@ -57,7 +57,10 @@ impl Vmm for Firecracker {
 
     fn restore(&self) -> anyhow::Result<Ready<'_>> {
         let program = Program::start(&self.path, |directory, command| {
-            command.arg("--no-seccomp").arg("--api-sock").arg(directory.join(API));
+            command
+                .arg("--no-seccomp")
+                .arg("--api-sock")
+                .arg(directory.join(API));
             Ok(())
         })?;
         let memory = json!({
@@ -103,7 +106,10 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
         });
         let file = directory.join("config.json");
         std::fs::write(&file, config.to_string())?;
-        command.arg("--no-seccomp").arg("--api-sock").arg(directory.join(API));
+        command
+            .arg("--no-seccomp")
+            .arg("--api-sock")
+            .arg(directory.join(API));
         command.arg("--config-file").arg(file);
         Ok(())
     })?;

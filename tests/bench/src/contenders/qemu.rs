@@ -161,7 +161,8 @@ fn agent(cid: u32) -> anyhow::Result<UnixStream> {
         let stream = vsock()?;
         match connect(stream.as_raw_fd(), &VsockAddr::new(cid, AGENT_PORT)) {
             Ok(()) => return Ok(UnixStream::from(stream)),
-            Err(Errno::ECONNRESET | Errno::ENODEV | Errno::ETIMEDOUT) if Instant::now() < deadline => {}
+            Err(Errno::ECONNRESET | Errno::ENODEV | Errno::ETIMEDOUT)
+                if Instant::now() < deadline => {}
             Err(error) => return Err(error.into()),
         }
     }

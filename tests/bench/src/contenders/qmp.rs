@@ -36,7 +36,9 @@ impl Qmp {
     /// It is refused.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> anyhow::Result<()> {
         let line = json!({ "execute": command, "arguments": arguments });
-        self.lines.get_mut().write_all(format!("{line}\n").as_bytes())?;
+        self.lines
+            .get_mut()
+            .write_all(format!("{line}\n").as_bytes())?;
         loop {
             let message = self.message()?;
             if message.get("return").is_some() {
