@@ -25,6 +25,7 @@
 //! | [`random`] | random numbers that can be had again, and how often a long test does something |
 //! | [`pattern`] | bytes of which none can be lost, doubled or moved unseen |
 //! | [`random_notes`] | random numbers that a process reads in clones |
+//! | [`sector`] | sectors of a disk that tell where and when they were written |
 //! | [`watch`] | waiting for what happens outside the test |
 //! | [`terminal`] | a program that runs on a terminal of its own |
 //! | [`leftovers`] | what must not be there after a test |
@@ -49,6 +50,7 @@ pub mod process;
 pub mod random;
 pub mod random_notes;
 pub mod scratch;
+pub mod sector;
 pub mod terminal;
 pub mod vm;
 pub mod watch;

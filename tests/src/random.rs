@@ -20,6 +20,12 @@ impl Random {
         Self(seed)
     }
 
+    /// The generator of this seed.
+    #[must_use]
+    pub fn with_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Any number.
     #[must_use]
     pub fn number(&mut self) -> u64 {

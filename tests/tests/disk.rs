@@ -150,6 +150,68 @@ fn disks_under_load_are_in_a_snapshot_and_clones_do_not_see_each_other_on_6_12()
     load_and_clones(&Guest::debian_6_12());
 }
 
+/// Waits until the writers of a disk have made more writes, and found right what they read meanwhile.
+#[track_caller]
+fn until_more_is_written(vm: &Vm) {
+    vm.exec(["guest-tool", "disk-verify-watch", "150"]).ok();
+}
+
+/// Ends the writers and reads the whole disk.
+#[track_caller]
+fn check_writers(vm: &Vm) {
+    let checked = vm.exec(["guest-tool", "disk-verify-check"]);
+    println!("{}: {}", vm.id(), checked.ok().text().trim());
+}
+
+/// What the writers know is in the memory, what they wrote is on the disk: a snapshot has both of one moment.
+fn acknowledged_writes_are_in_snapshots(guest: Guest) {
+    let host = Host::new();
+    let image = disk(&host, "verified.img", 8, "");
+    let guest = guest.jobs(&["disk-verify /dev/vda 7"]);
+    let vm = host.run(&guest.option("--disk", image.to_str().unwrap()));
+    until_more_is_written(&vm);
+    host.minivmm(["snapshot", vm.id(), "held"]).ok();
+    until_more_is_written(&vm);
+    // Here the writers have requests under way when the machine pauses.
+    host.minivmm(["snapshot", vm.id(), "caught", "--no-hold"])
+        .ok();
+    until_more_is_written(&vm);
+    check_writers(&vm);
+
+    let clone = host.restore("held");
+    until_more_is_written(&clone);
+    host.minivmm(["snapshot", clone.id(), "next", "--no-hold"])
+        .ok();
+    until_more_is_written(&clone);
+    check_writers(&clone);
+    for template in ["caught", "next"] {
+        let clone = host.restore(template);
+        until_more_is_written(&clone);
+        check_writers(&clone);
+    }
+
+    // The writers do find what is lost.
+    clone
+        .sh("dd if=/dev/zero of=/dev/vda bs=512 seek=77 count=1 conv=fsync 2>/dev/null")
+        .ok();
+    let checked = clone.exec(["guest-tool", "disk-verify-check"]);
+    checked
+        .fails(1)
+        .says("sector 77 has generation 0, written was");
+    host.remove_vms();
+    host.remove_templates();
+}
+
+#[test]
+fn acknowledged_writes_are_in_snapshots_under_load_on_6_1() {
+    acknowledged_writes_are_in_snapshots(Guest::debian_6_1());
+}
+
+#[test]
+fn acknowledged_writes_are_in_snapshots_under_load_on_6_12() {
+    acknowledged_writes_are_in_snapshots(Guest::debian_6_12());
+}
+
 #[test]
 fn template_has_a_copy_of_the_disk_and_keeps_it_on_6_1() {
     let host = Host::new();

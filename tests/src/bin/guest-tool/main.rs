@@ -5,6 +5,7 @@
 //! `minivmm exec`, or as such a job.
 
 mod clock;
+mod disk_verify;
 mod identity;
 mod init;
 mod memory;
@@ -38,6 +39,9 @@ const USAGE: &str = "usage: guest-tool COMMAND, one of
   fill-check BYTES SEED           compare it
   mark SEED ADDRESS...            job: write a pattern to reserved pages of physical memory
   mark-check SEED ADDRESS...      compare it
+  disk-verify DEVICE SEED         job: write to a disk, and know what must be on it
+  disk-verify-watch N             until it has made N more writes
+  disk-verify-check               end it and read all of the disk
   vsock-listen PORT MODE          job: serve all who connect; MODE is echo, discard,
                                   source:BYTES or sink:BYTES (answers 'ok' or what is wrong)
   vsock-connect PORT MODE         to the host; MODE is echo:BYTES, source:BYTES or sink:BYTES
@@ -81,6 +85,9 @@ fn run(words: &[String]) -> Result<(), Error> {
         ["mark-check", seed, addresses @ ..] => {
             memory::check_marks(number(seed)?, &numbers(addresses)?)
         }
+        ["disk-verify", device, seed] => disk_verify::serve(device, number(seed)?),
+        ["disk-verify-watch", writes] => disk_verify::watch(number(writes)?),
+        ["disk-verify-check"] => disk_verify::check(),
         ["vsock-listen", port, mode] => vsock::listen(number(port)?, mode.parse()?),
         ["vsock-connect", port, mode] => vsock::connect(number(port)?, mode.parse()?),
         ["vsock-probe", port] => vsock::probe(number(port)?),
