@@ -6,6 +6,7 @@
 
 mod clock;
 mod disk_verify;
+mod exchange;
 mod identity;
 mod init;
 mod memory;
@@ -42,6 +43,8 @@ const USAGE: &str = "usage: guest-tool COMMAND, one of
   disk-verify DEVICE SEED         job: write to a disk, and know what must be on it
   disk-verify-watch N             until it has made N more writes
   disk-verify-check               end it and read all of the disk
+  exchange-listen PORT BYTES      take one TCP connection: a pattern both ways at once, compared
+  exchange ADDRESS BYTES          its other side; both print the rate
   vsock-listen PORT MODE          job: serve all who connect; MODE is echo, discard,
                                   source:BYTES or sink:BYTES (answers 'ok' or what is wrong)
   vsock-connect PORT MODE         to the host; MODE is echo:BYTES, source:BYTES or sink:BYTES
@@ -88,6 +91,8 @@ fn run(words: &[String]) -> Result<(), Error> {
         ["disk-verify", device, seed] => disk_verify::serve(device, number(seed)?),
         ["disk-verify-watch", writes] => disk_verify::watch(number(writes)?),
         ["disk-verify-check"] => disk_verify::check(),
+        ["exchange-listen", port, bytes] => exchange::listen(number(port)?, number(bytes)?),
+        ["exchange", address, bytes] => exchange::connect(address, number(bytes)?),
         ["vsock-listen", port, mode] => vsock::listen(number(port)?, mode.parse()?),
         ["vsock-connect", port, mode] => vsock::connect(number(port)?, mode.parse()?),
         ["vsock-probe", port] => vsock::probe(number(port)?),
