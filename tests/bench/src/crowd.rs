@@ -68,7 +68,7 @@ fn add_memory(
         own.add(memory.own);
     }
     report.add(&format!("memory of a clone {which}: PSS"), who, shares);
-    let name = format!("memory of a clone {which}: private dirty");
+    let name = format!("memory of a clone {which}: its own");
     report.add(&name, who, own);
     Ok(())
 }
@@ -77,7 +77,8 @@ fn add_memory(
 pub struct Memory {
     /// Its proportional set: what it has alone, and its share of what it has in common with others.
     pub share: f64,
-    /// What it has alone, and has written to.
+    /// Its copies of the template's pages, and what else is of no file. `Private_Dirty` would have every page of a
+    /// file on a tmpfs that nobody else has mapped at the moment.
     pub own: f64,
 }
 
@@ -88,7 +89,7 @@ impl Memory {
         let rollup = std::fs::read_to_string(&path).context(path)?;
         Ok(Self {
             share: kib(&rollup, "Pss:")?,
-            own: kib(&rollup, "Private_Dirty:")?,
+            own: kib(&rollup, "Anonymous:")?,
         })
     }
 }
@@ -105,8 +106,7 @@ mod tests {
 
     #[test]
     fn fields_are_found_by_their_whole_name() {
-        let rollup =
-            "00400000-7ffe [rollup]\nPss:   12 kB\nPss_Dirty:   3 kB\nPrivate_Dirty:  8 kB\n";
+        let rollup = "00400000-7ffe [rollup]\nPss:   12 kB\nPss_Dirty:   3 kB\nAnonymous:  8 kB\n";
         assert_eq!(kib(rollup, "Pss:").unwrap(), 12.0);
         assert_eq!(kib(rollup, "Private_Dirty:").unwrap(), 8.0);
         assert!(kib(rollup, "Swap:").is_err());

@@ -16,22 +16,35 @@ const OURS: &str = "virtio_rng";
 /// Both buffers have one cache line, 128 bytes at most.
 const STALE_BYTES: usize = 512;
 
-/// Reads what is stale. Does nothing in a guest without the VMM's entropy device.
-pub fn discard_stale() -> Result<(), Error> {
-    match fs::read_to_string(CURRENT) {
-        Ok(current) if current.starts_with(OURS) => {}
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::file("read", CURRENT)(error)),
+/// The VMM's entropy device; none in a guest that has no such device, or no file of it.
+#[derive(Debug)]
+pub struct Device(Option<File>);
+
+impl Device {
+    /// Looks for it, before there is a clone: in one the search costs more than a hundred page faults.
+    pub fn find() -> Result<Self, Error> {
+        match fs::read_to_string(CURRENT) {
+            Ok(current) if current.starts_with(OURS) => {}
+            Ok(_) => return Ok(Self(None)),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self(None)),
+            Err(error) => return Err(Error::file("read", CURRENT)(error)),
+        }
+        match File::open(DEVICE) {
+            Ok(device) => Ok(Self(Some(device))),
+            // Then nothing in the guest can read it either.
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self(None)),
+            Err(error) => Err(Error::file("open", DEVICE)(error)),
+        }
     }
-    let mut device = match File::open(DEVICE) {
-        Ok(device) => device,
-        // The guest has no such file: then nothing in it can read it either.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(Error::file("open", DEVICE)(error)),
-    };
-    let mut stale = [0; STALE_BYTES];
-    device
-        .read_exact(&mut stale)
-        .map_err(Error::file("read", DEVICE))
+
+    /// Reads what is stale.
+    pub fn discard_stale(self) -> Result<(), Error> {
+        let Self(Some(mut device)) = self else {
+            return Ok(());
+        };
+        let mut stale = [0; STALE_BYTES];
+        device
+            .read_exact(&mut stale)
+            .map_err(Error::file("read", DEVICE))
+    }
 }

@@ -40,6 +40,8 @@ pub struct Machine {
     pub entropy: Generator,
     /// The other processes, while this is a template.
     pub held: Held,
+    /// The entropy device, once this has been made ready to be a template.
+    pub hwrng: Option<hwrng::Device>,
     /// The device that the host is reached by.
     pub vsock: vsock::Device,
     /// MemTotal when the agent started, before any memory was added.
@@ -54,6 +56,7 @@ impl Machine {
         Ok(Self {
             entropy: Generator::open()?,
             held: Held::default(),
+            hwrng: None,
             vsock: vsock::Device::open()?,
             boot_memory_bytes: memory::usage().total_bytes,
             boot_id: BootId::open()?,

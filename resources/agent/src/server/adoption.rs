@@ -22,7 +22,8 @@ pub fn adopt(
         .reseed(&[&request.entropy[..], &request.generation_id[..]].concat())?;
     machine.held.thaw_file_systems();
     if !request.template.is_empty() {
-        hwrng::discard_stale()?;
+        let device = machine.hwrng.take().map_or_else(hwrng::Device::find, Ok)?;
+        device.discard_stale()?;
     }
     if request.realtime_ns != 0 {
         clock::set_realtime(request.realtime_ns)?;

@@ -21,7 +21,7 @@ use crate::error::{Error, Refusal};
 use crate::exec::table::Table;
 use crate::machine::hold::Holder;
 use crate::machine::hotplug::{self, Reached, Wanted};
-use crate::machine::{Machine, clock, memory};
+use crate::machine::{Machine, clock, hwrng, memory};
 use crate::server::adoption;
 use crate::server::connection::{Answer, unknown};
 use crate::server::jobs::Jobs;
@@ -136,7 +136,9 @@ impl Services {
     }
 
     fn prepare(&mut self) -> Result<PrepareResponse, Refusal> {
-        let held = self.machine("Prepare")?.held.hold();
+        let machine = self.machine("Prepare")?;
+        machine.hwrng = Some(hwrng::Device::find()?);
+        let held = machine.held.hold();
         if let Err(error) = held {
             say(&format!(
                 "Processes go on in the template, and in a clone before it has an identity: {error}"
@@ -161,6 +163,7 @@ impl Services {
                 "The guest's processes are held already",
             ));
         }
+        machine.hwrng = Some(hwrng::Device::find()?);
         let holder = Holder {
             connection: caller.connection,
             cid: machine.vsock.local_cid(),
