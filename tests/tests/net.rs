@@ -14,7 +14,7 @@ use rustix::process::{Signal, kill_process};
 /// Sent each way between two clones that are paused and saved meanwhile.
 const DISTURBED_BYTES: u64 = 4 << 20;
 /// The same when nothing disturbs them.
-const BULK_BYTES: u64 = 16 << 20;
+const BULK_BYTES: u64 = 4 << 20;
 /// As many segments as a frame of 64 KiB has. Where a frame takes milliseconds, as in the lab, TCP would take
 /// the network for a slow one and make frames of two.
 const LONG_FRAMES: &str = "echo 44 >/proc/sys/net/ipv4/tcp_min_tso_segs";
