@@ -106,7 +106,8 @@ mod tests {
 
     #[test]
     fn fields_are_found_by_their_whole_name() {
-        let rollup = "00400000-7ffe [rollup]\nPss:   12 kB\nPss_Dirty:   3 kB\nAnonymous:  8 kB\n";
+        let rollup =
+            "00400000-7ffe [rollup]\nPss:   12 kB\nPss_Dirty:   3 kB\nPrivate_Dirty:  8 kB\n";
         assert_eq!(kib(rollup, "Pss:").unwrap(), 12.0);
         assert_eq!(kib(rollup, "Private_Dirty:").unwrap(), 8.0);
         assert!(kib(rollup, "Swap:").is_err());
