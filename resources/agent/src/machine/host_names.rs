@@ -1,11 +1,12 @@
 //! The host name, in the kernel and in the files that repeat it.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use rustix::system::{sethostname, uname};
 
+use super::overwrite;
 use crate::error::{Error, Refusal};
 use crate::say;
 
@@ -57,7 +58,7 @@ fn rewrite(path: &Path, change: impl FnOnce(&str) -> Option<String>) {
     let try_rewrite = || -> io::Result<()> {
         let old = fs::read_to_string(path)?;
         match change(&old) {
-            Some(new) if new != old => overwrite(path, &old, &new),
+            Some(new) if new != old => overwrite(path, &new),
             _ => Ok(()),
         }
     };
@@ -70,16 +71,6 @@ fn rewrite(path: &Path, change: impl FnOnce(&str) -> Option<String>) {
         }
         _ => {}
     }
-}
-
-/// Truncates the file afterwards, if at all: that way its first page stays, which a clone has already.
-fn overwrite(path: &Path, old: &str, new: &str) -> io::Result<()> {
-    let mut file = File::options().write(true).open(path)?;
-    file.write_all(new.as_bytes())?;
-    if new.len() < old.len() {
-        file.set_len(new.len() as u64)?;
-    }
-    Ok(())
 }
 
 /// The text of /etc/hosts with the machine's own name changed; `None` when it is not in there.

@@ -1,13 +1,13 @@
 //! /etc/machine-id, and the copy of it that some guests have for D-Bus.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::mount::mount_bind;
 
-use super::read_kernel_file;
+use super::{overwrite, read_kernel_file};
 use crate::error::{Error, Refusal};
 
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -54,23 +54,11 @@ pub fn fill_empty() -> Result<(), Error> {
 
 /// Does nothing where there is no file.
 fn replace(path: &Path, id: &str) -> Result<(), Error> {
-    match overwrite(path, id) {
+    match overwrite(path, &format!("{id}\n")) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == ErrorKind::ReadOnlyFilesystem => cover(path, id),
         Err(error) => Err(Error::file("write", path)(error)),
-    }
-}
-
-/// Written over the old one, which has the same length, instead of truncating the file first.
-fn overwrite(path: &Path, id: &str) -> io::Result<()> {
-    let line = format!("{id}\n");
-    let mut file = File::options().write(true).open(path)?;
-    let old_length = file.metadata()?.len();
-    file.write_all(line.as_bytes())?;
-    match u64::try_from(line.len()) {
-        Ok(length) if length < old_length => file.set_len(length),
-        _ => Ok(()),
     }
 }
 

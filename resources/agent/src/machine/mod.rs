@@ -16,8 +16,8 @@ pub mod shutdown;
 pub mod uevent;
 pub mod vsock;
 
-use std::fs::{self, DirBuilder};
-use std::io::ErrorKind;
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -74,6 +74,18 @@ fn make_directory(path: &'static str, mode: u32) -> Result<(), Error> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(Error::file("create", path)(error))
         }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a text over a file's old one, and truncates the file afterwards, if at all: it is never empty, and
+/// keeps its first page, which a clone has already.
+fn overwrite(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    let old_length = file.metadata()?.len();
+    file.write_all(text.as_bytes())?;
+    match u64::try_from(text.len()) {
+        Ok(length) if length < old_length => file.set_len(length),
         _ => Ok(()),
     }
 }

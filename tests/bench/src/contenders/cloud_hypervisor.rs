@@ -7,16 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use minivmm_tests::hybrid::HostPort;
 use minivmm_tests::{Guest, scratch};
-use proto::READY_PORT;
 use serde_json::{Value, json};
 
-use super::program::Program;
+use super::program::{Program, VSOCK};
 use super::{Ready, Vmm, api, reply};
 
 const API: &str = "api";
-const VSOCK: &str = "vsock";
 /// Of a snapshot. The configuration names the sockets, so each clone has its own.
 const CONFIG: &str = "config.json";
 const SHARED_FILES: [&str; 2] = ["state.json", "memory-ranges"];
@@ -92,10 +89,7 @@ impl Vmm for CloudHypervisor {
 }
 
 fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
-    let mut ready = None;
-    let program = Program::start(path, |directory, command| {
-        let vsock = directory.join(VSOCK);
-        ready = Some(HostPort::listen(&vsock, READY_PORT));
+    Program::boot(path, |directory, vsock, command| {
         command.args(["--seccomp", "false", "--cpus", "boot=1"]);
         command.args(["--console", "off", "--serial", "null"]);
         command
@@ -109,11 +103,7 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
             .arg(format!("cid=3,socket={}", vsock.display()));
         command.arg("--api-socket").arg(directory.join(API));
         Ok(())
-    })?;
-    // The agent connects once it is ready.
-    ready.map_or(Ok(()), |port| program.until_readable(port))?;
-    reply::over_socket(&program.file(VSOCK))?;
-    Ok(program)
+    })
 }
 
 fn put(program: &Program, action: &str, body: &Value) -> anyhow::Result<()> {

@@ -6,16 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use minivmm_tests::hybrid::HostPort;
 use minivmm_tests::{Guest, scratch};
-use proto::READY_PORT;
 use serde_json::{Value, json};
 
-use super::program::Program;
+use super::program::{Program, VSOCK};
 use super::{Ready, Vmm, api, reply};
 
 const API: &str = "api";
-const VSOCK: &str = "vsock";
 
 /// A Firecracker with a snapshot of the guest.
 pub struct Firecracker {
@@ -89,10 +86,7 @@ impl Vmm for Firecracker {
 
 /// Starts it with a configuration file, the shortest way to a VM, and waits for the agent.
 fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
-    let mut ready = None;
-    let program = Program::start(path, |directory, command| {
-        let vsock = directory.join(VSOCK);
-        ready = Some(HostPort::listen(&vsock, READY_PORT));
+    Program::boot(path, |directory, vsock, command| {
         let machine = json!({ "vcpu_count": 1, "mem_size_mib": Guest::MEBIBYTES });
         let config = json!({
             "boot-source": {
@@ -112,11 +106,7 @@ fn boot(path: &Path, guest: &Guest) -> anyhow::Result<Program> {
             .arg(directory.join(API));
         command.arg("--config-file").arg(file);
         Ok(())
-    })?;
-    // The agent connects once it is ready.
-    ready.map_or(Ok(()), |port| program.until_readable(port))?;
-    reply::over_socket(&program.file(VSOCK))?;
-    Ok(program)
+    })
 }
 
 fn put(program: &Program, method: &str, path: &str, body: &Value) -> anyhow::Result<()> {

@@ -8,12 +8,17 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use minivmm_tests::hybrid::HostPort;
 use minivmm_tests::{LIMIT, scratch};
+use proto::READY_PORT;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::Ready;
+use super::{Ready, reply};
+
+/// The socket of a VM whose vsock ports are reached as Firecracker's are.
+pub const VSOCK: &str = "vsock";
 
 /// Between `bind` and `listen` of a program there is nothing to wait for.
 const BIND_TO_LISTEN: Duration = Duration::from_micros(100);
@@ -52,6 +57,27 @@ impl Program {
             directory,
             begun,
         })
+    }
+
+    /// Boots a VM whose vsock ports are at the socket [`VSOCK`] of its directory, and waits for its agent's answer.
+    /// `command` is told the directory and the socket.
+    ///
+    /// # Errors
+    /// It cannot be started, or does not answer.
+    pub fn boot(
+        path: &Path,
+        prepare: impl FnOnce(&Path, &Path, &mut Command) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let mut ready = None;
+        let program = Self::start(path, |directory, command| {
+            let vsock = directory.join(VSOCK);
+            ready = Some(HostPort::listen(&vsock, READY_PORT));
+            prepare(directory, &vsock, command)
+        })?;
+        // The agent connects once it is ready.
+        ready.map_or(Ok(()), |port| program.until_readable(port))?;
+        reply::over_socket(&program.file(VSOCK))?;
+        Ok(program)
     }
 
     /// The process id.
