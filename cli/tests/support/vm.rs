@@ -63,9 +63,12 @@ impl FakeVm {
         std::fs::write(self.dir.join("vm.json"), record.to_string()).unwrap();
     }
 
-    /// Releases the lock, as the end of the process does.
+    /// Releases the lock, as the end of the process does. To close it would not do: a program that another
+    /// test is starting has it too, from fork to exec.
     pub fn die(&mut self) {
-        self.lock = None;
+        if let Some(lock) = self.lock.take() {
+            lock.unlock().unwrap();
+        }
     }
 
     /// The requests so far.
