@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 
 use rustix::event::PollFlags;
+use rustix::fs::OFlags;
 
 /// Bytes taken from a source at once.
 const BLOCK: usize = 64 * 1024;
@@ -37,14 +39,15 @@ pub enum Progress {
 }
 
 impl StreamCopy {
-    /// Copies between descriptors. A `sink` that is not in non-blocking mode gets small pieces.
+    /// Copies between descriptors. A `sink` that may block gets small pieces.
     ///
     /// # Errors
     /// A descriptor cannot be duplicated.
     pub fn new(source: &impl AsFd, sink: &impl AsFd) -> io::Result<Self> {
         let source: File = source.as_fd().try_clone_to_owned()?.into();
         let sink: File = sink.as_fd().try_clone_to_owned()?.into();
-        let nonblocking = rustix::fs::fcntl_getfl(&sink)?.contains(rustix::fs::OFlags::NONBLOCK);
+        let sink = nonblocking_pipe(&sink).unwrap_or(sink);
+        let nonblocking = rustix::fs::fcntl_getfl(&sink)?.contains(OFlags::NONBLOCK);
         let cannot_block = nonblocking || sink.metadata()?.is_file();
         Ok(Self {
             source: Some(source),
@@ -156,6 +159,18 @@ impl StreamCopy {
     }
 }
 
+/// The same pipe opened once more, in non-blocking mode. To set the mode of the descriptor that was handed to
+/// this process would set it for everybody else who has it.
+fn nonblocking_pipe(sink: &File) -> Option<File> {
+    sink.metadata().ok()?.file_type().is_fifo().then_some(())?;
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC;
+    File::options()
+        .write(true)
+        .custom_flags(i32::try_from(flags.bits()).ok()?)
+        .open(format!("/proc/self/fd/{}", sink.as_raw_fd()))
+        .ok()
+}
+
 fn is_transient(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
@@ -211,6 +226,49 @@ mod tests {
             assert_eq!(copy.step().unwrap(), Progress::Open);
         }
         assert!(matches!(copy.poll_for(), Some((_, PollFlags::OUT))));
+    }
+
+    #[test]
+    fn a_full_pipe_is_not_waited_for_and_stays_as_it_is_for_others() {
+        let (mut from, source) = UnixStream::pair().unwrap();
+        let (mut reader, sink) = io::pipe().unwrap();
+        let mut copy = StreamCopy::new(&source, &sink).unwrap();
+        let sent = vec![b'x'; 3 * BLOCK];
+        let to_send = sent.clone();
+        let writer = std::thread::spawn(move || from.write_all(&to_send).unwrap());
+        let capacity = rustix::pipe::fcntl_getpipe_size(&sink).unwrap();
+        // Polled as its users do, until the pipe takes no more.
+        loop {
+            let (descriptor, flags) = copy.poll_for().unwrap();
+            let waits_for_sink = flags == PollFlags::OUT;
+            let mut polled = [rustix::event::PollFd::from_borrowed_fd(descriptor, flags)];
+            let limit = rustix::event::Timespec {
+                tv_sec: i64::from(!waits_for_sink),
+                tv_nsec: 0,
+            };
+            if rustix::event::poll(&mut polled, Some(&limit)).unwrap() == 0 {
+                assert!(waits_for_sink, "the source gives nothing");
+                break;
+            }
+            assert_eq!(copy.step().unwrap(), Progress::Open);
+        }
+        assert_eq!(
+            rustix::io::ioctl_fionread(&reader).unwrap(),
+            capacity as u64
+        );
+        let mode = rustix::fs::fcntl_getfl(&sink).unwrap();
+        assert!(!mode.contains(OFlags::NONBLOCK));
+
+        drop(sink);
+        let received = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        while copy.step().unwrap() == Progress::Open {}
+        drop(copy);
+        assert_eq!(received.join().unwrap(), sent);
+        writer.join().unwrap();
     }
 
     #[test]

@@ -159,12 +159,36 @@ fn map_range(
         builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), range.file_offset));
     }
     let address = range.start.0;
-    let mapping = builder.build().map_err(|source| MemoryError::Map {
+    let filler = (file.is_some()).then(|| lower_next_mapping(length)).flatten();
+    let mapping = builder.build();
+    if let Some((a, l)) = filler {
+        // SAFETY: experiment
+        unsafe { libc::munmap(a, l) };
+    }
+    let mapping = mapping.map_err(|source| MemoryError::Map {
         address,
         length: range.length,
         source,
     })?;
     GuestRegionMmap::new(mapping, range.start).ok_or(MemoryError::TooLarge(range.length))
+}
+
+fn lower_next_mapping(length: usize) -> Option<(*mut libc::c_void, usize)> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: experiment
+    let probe = unsafe { libc::mmap(std::ptr::null_mut(), length, 0, flags, -1, 0) };
+    if probe == libc::MAP_FAILED {
+        return None;
+    }
+    // SAFETY: experiment
+    unsafe { libc::munmap(probe, length) };
+    let excess = probe as usize % (2 << 20);
+    if excess == 0 {
+        return None;
+    }
+    // SAFETY: experiment
+    let filler = unsafe { libc::mmap(std::ptr::null_mut(), excess, 0, flags, -1, 0) };
+    (filler != libc::MAP_FAILED).then_some((filler, excess))
 }
 
 #[cfg(test)]
