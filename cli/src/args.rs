@@ -60,7 +60,9 @@ struct GlobalOptions {
     verbose: u8,
 }
 
+// Only the arguments of the command that is asked for are made up; for all of them it takes milliseconds.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     Run(commands::run::RunArgs),
     Restore(commands::restore::RestoreArgs),

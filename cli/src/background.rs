@@ -30,6 +30,7 @@ impl<T: Send + 'static> Background<T> {
         let (sender, result) = mpsc::sync_channel(1);
         std::thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(vmm::THREAD_STACK)
             .spawn(move || {
                 if sender.send(work()).is_err() {
                     tracing::debug!("Nobody waits for a result any more");

@@ -26,3 +26,7 @@ pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
 pub mod vmgenid;
+
+/// Bytes of the stack of a thread. The usual 2 MiB make one huge page, which is filled with zeros when the
+/// thread begins and is private memory of the VM for as long as that lives.
+pub const THREAD_STACK: usize = 512 << 10;

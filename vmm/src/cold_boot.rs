@@ -4,7 +4,7 @@ use crate::Error;
 use crate::boot;
 use crate::config::BootConfig;
 use crate::hotplug_region::HotplugRegion;
-use crate::kvm::{KvmVm, cpuid, open_kvm, tsc, vcpu_state};
+use crate::kvm::{BareVm, KvmVm, cpuid, tsc, vcpu_state};
 use crate::machine::{Machine, Parts};
 use crate::memory::{self, MemoryBacking};
 use crate::outcome::Outcome;
@@ -24,7 +24,7 @@ impl Machine {
         let mut timer = StageTimer::start();
         backing.check_length(config.memory.bytes())?;
         let ram = memory::map(config.memory, &backing)?;
-        let vm = KvmVm::new(open_kvm()?, &ram)?;
+        let vm = KvmVm::new(BareVm::create()?, &ram)?;
         let host = cpuid::host(vm.kvm())?;
         check_address_bits(config, &host)?;
         timer.finish("vm");

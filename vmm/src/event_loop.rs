@@ -58,6 +58,7 @@ impl EventLoop {
         let thread_parking = parking.clone();
         let thread = std::thread::Builder::new()
             .name("events".to_owned())
+            .stack_size(crate::THREAD_STACK)
             .spawn(move || thread_main(manager, &thread_parking))
             .map_err(EventLoopError::Spawn)?;
         Ok(Self {

@@ -257,7 +257,7 @@ impl RegionMemory for GiverBack {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvm::open_kvm;
+    use crate::kvm::BareVm;
     use crate::memory::{MemoryBacking, map};
     use std::os::unix::fs::FileExt;
     use std::path::Path;
@@ -271,7 +271,7 @@ mod tests {
 
     fn machine() -> (GuestMemoryMmap, KvmVm, HotplugRegion) {
         let ram = map(mib(32), &MemoryBacking::Anonymous).unwrap();
-        let vm = KvmVm::new(open_kvm().unwrap(), &ram).unwrap();
+        let vm = KvmVm::new(BareVm::create().unwrap(), &ram).unwrap();
         let range = HotplugRange::of(mib(32), mib(544)).unwrap();
         let memory = GuestMemoryAtomic::new(ram.clone());
         (ram, vm, HotplugRegion::reserve(range, memory).unwrap())

@@ -54,6 +54,7 @@ pub use config::{
     BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, NetConfig, VcpuCountError, VcpuCounts,
     VsockConfig,
 };
+pub use devices::THREAD_STACK;
 pub use devices::cpu_hotplug::Presence;
 pub use devices::virtio::balloon::GuestMemoryStats;
 pub use devices::virtio::blk::Image as DiskImage;
@@ -63,6 +64,7 @@ pub use disks::DiskError;
 pub use error::Error;
 pub use freeze::FrozenMachine;
 pub use grow::SizeLimit;
+pub use kvm::EarlyVm;
 pub use machine::{ConsoleInput, Machine};
 pub use memory::MemoryBacking;
 pub use memory_fault::MemoryFaults;

@@ -159,7 +159,9 @@ fn map_range(
         builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), range.file_offset));
     }
     let address = range.start.0;
-    let filler = (file.is_some()).then(|| lower_next_mapping(length)).flatten();
+    let filler = (file.is_some())
+        .then(|| lower_next_mapping(length))
+        .flatten();
     let mapping = builder.build();
     if let Some((a, l)) = filler {
         // SAFETY: experiment

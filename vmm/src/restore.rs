@@ -9,7 +9,7 @@ use crate::freeze::{
 use crate::hotplug_region::{HotplugRange, HotplugRegion};
 use crate::kvm::irqchip::{VM_STATE_VERSION, VmState};
 use crate::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
-use crate::kvm::{KvmVm, compat, cpuid, open_kvm, tsc};
+use crate::kvm::{EarlyVm, KvmVm, compat, cpuid, tsc};
 use crate::layout;
 use crate::machine::{Machine, Parts};
 use crate::memory::{self, MemoryBacking};
@@ -59,6 +59,7 @@ impl Machine {
     ///
     /// The memory is mapped copy-on-write; the clone never writes to its files, and they must not
     /// change for as long as the clone lives. Of the pages in `working_set` it has its own from the start.
+    /// `vm` may have been begun before the files were opened.
     ///
     /// # Errors
     /// The files do not belong together or to this program, this host lacks a CPU feature of the
@@ -67,9 +68,10 @@ impl Machine {
         state: &StateFile,
         template_memory: &Arc<MemoryLayers>,
         working_set: &WorkingSet,
+        vm: EarlyVm,
         config: &CloneConfig,
     ) -> Result<Self, Error> {
-        let prepared = PreparedClone::new(state, template_memory, working_set)?;
+        let prepared = PreparedClone::new(state, template_memory, working_set, vm)?;
         let before = prepared.stages.clone();
         let mut machine = prepared.into_machine(config)?;
         machine.stages.splice(..0, before);
@@ -86,6 +88,7 @@ impl PreparedClone {
         state: &StateFile,
         template_memory: &Arc<MemoryLayers>,
         working_set: &WorkingSet,
+        vm: EarlyVm,
     ) -> Result<Self, Error> {
         let mut timer = StageTimer::start();
         let saved = SavedMachine::read(state)?;
@@ -99,7 +102,7 @@ impl PreparedClone {
         copy_working_set(&ram, saved.memory, working_set);
         timer.finish("working set");
 
-        let mut vm = KvmVm::new(open_kvm()?, &ram)?;
+        let mut vm = KvmVm::new(vm.finish()?, &ram)?;
         let region = restore_region(&mut vm, &saved, &memory, template_memory)?;
         check_cpu(&cpuid::host(vm.kvm())?, &saved)?;
         timer.finish("vm");

@@ -58,8 +58,7 @@ fn wait_for_request(
     inheritance: &Inheritance,
 ) -> anyhow::Result<Option<(Source, Request, UnixStream)>> {
     let stock = &inheritance.stock;
-    let mut source = Source::open(&stock.store, &stock.template)?;
-    source.prepare()?;
+    let source = Source::open(&stock.store, &stock.template)?.prepare()?;
     let private_bytes = Usage::of(std::process::id())?.private_bytes;
     tell(&inheritance.pool, &Word::Ready { private_bytes });
 

@@ -118,6 +118,7 @@ fn adopt(
         let size = sizing.map(|(sizing, stream)| {
             std::thread::Builder::new()
                 .name("size".to_owned())
+                .stack_size(vmm::THREAD_STACK)
                 .spawn_scoped(scope, move || sizing.finish(stream, timeout))
         });
         let size = size.transpose().context("Cannot start a thread")?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use snapshot::{MemoryCheck, Store, Template, TemplateName};
-use vmm::{CloneConfig, GenerationId, Machine, MemorySize, PreparedClone};
+use vmm::{CloneConfig, EarlyVm, GenerationId, Machine, MemorySize, PreparedClone};
 
 use super::bring_up::{Ask, BringUp};
 use super::disks;
@@ -29,7 +29,14 @@ use crate::state::record::Kind;
 #[derive(Debug)]
 pub struct Source {
     template: Arc<Template>,
-    prepared: Option<PreparedClone>,
+    made: Made,
+}
+
+/// How far a clone is before it is known which VM it is going to be.
+#[derive(Debug)]
+enum Made {
+    Begun(EarlyVm),
+    Prepared(Box<PreparedClone>),
 }
 
 impl Source {
@@ -38,10 +45,11 @@ impl Source {
     /// # Errors
     /// There is none, or it is damaged.
     pub fn open(store: &Path, template: &TemplateName) -> anyhow::Result<Self> {
+        let vm = EarlyVm::begin();
         let template = Store::open(store)?.acquire(template)?;
         Ok(Self {
             template: Arc::new(template),
-            prepared: None,
+            made: Made::Begun(vm),
         })
     }
 
@@ -49,13 +57,18 @@ impl Source {
     ///
     /// # Errors
     /// The template is damaged, or KVM refuses.
-    pub fn prepare(&mut self) -> anyhow::Result<()> {
-        let template = &self.template;
-        let prepared =
-            PreparedClone::new(template.state(), template.memory(), &template.working_set())
-                .with_context(|| format!("Cannot restore template {}", template.name()))?;
-        self.prepared = Some(prepared);
-        Ok(())
+    pub fn prepare(self) -> anyhow::Result<Self> {
+        let Self { template, made } = self;
+        let made = match made {
+            Made::Begun(vm) => {
+                let working_set = template.working_set();
+                PreparedClone::new(template.state(), template.memory(), &working_set, vm)
+                    .map(|prepared| Made::Prepared(Box::new(prepared)))
+                    .with_context(|| format!("Cannot restore template {}", template.name()))?
+            }
+            prepared @ Made::Prepared(_) => prepared,
+        };
+        Ok(Self { template, made })
     }
 }
 
@@ -72,7 +85,7 @@ pub fn restore(plan: RestorePlan, mut setup: Setup, link: VmEnd) -> u8 {
 
 /// As [`restore`], with a template that is open.
 pub fn restore_from(source: Source, mut plan: RestorePlan, setup: Setup, link: VmEnd) -> u8 {
-    let Source { template, prepared } = source;
+    let Source { template, made } = source;
     let checked = check(&mut plan, &template, &link);
     let claim = match checked.and_then(|()| Claim::new(&setup.state, &plan.id)) {
         Ok(claim) => claim,
@@ -81,7 +94,7 @@ pub fn restore_from(source: Source, mut plan: RestorePlan, setup: Setup, link: V
     let memory = Some(template.path());
     let code = live(
         Premises::move_in(claim, Kind::Clone, memory, setup, link),
-        |premises| start(premises, plan, &template, prepared),
+        |premises| start(premises, plan, &template, made),
     );
     // Held until here: a template cannot be deleted while its clone lives.
     drop(template);
@@ -92,7 +105,7 @@ fn start(
     premises: &mut Premises,
     mut plan: RestorePlan,
     template: &Arc<Template>,
-    prepared: Option<PreparedClone>,
+    made: Made,
 ) -> anyhow::Result<Running> {
     note_template(premises, &plan.template, template)?;
     let (disks, entries) = disks::of_clone(template, premises.claim.dir(), &plan.disks)?;
@@ -104,16 +117,18 @@ fn start(
         disks,
         net,
     };
-    let made = match prepared {
-        Some(prepared) => prepared.into_machine(&config),
-        None => Machine::restore(
+    let machine = match made {
+        Made::Prepared(prepared) => prepared.into_machine(&config),
+        Made::Begun(vm) => Machine::restore(
             template.state(),
             template.memory(),
             &template.working_set(),
+            vm,
             &config,
         ),
     };
-    let mut machine = made.with_context(|| format!("Cannot restore template {}", plan.template))?;
+    let mut machine =
+        machine.with_context(|| format!("Cannot restore template {}", plan.template))?;
     premises.mark_stages(&machine);
     // Before the first instruction: nothing of the machine has to be stopped for it.
     let sizing = (!plan.size.is_empty())

@@ -2,6 +2,7 @@
 
 pub mod compat;
 pub mod cpuid;
+pub mod early_vm;
 pub mod error;
 pub mod irqchip;
 pub mod msrs;
@@ -9,5 +10,6 @@ pub mod tsc;
 pub mod vcpu_state;
 pub mod vm;
 
+pub use early_vm::EarlyVm;
 pub use error::KvmError;
-pub use vm::{KvmVm, open_kvm};
+pub use vm::{BareVm, KvmVm, open_kvm};

@@ -49,6 +49,33 @@ pub fn open_kvm() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
+/// A KVM VM that has nothing yet.
+#[derive(Debug)]
+pub struct BareVm {
+    fd: VmFd,
+    kvm: Kvm,
+}
+
+impl BareVm {
+    /// Opens `/dev/kvm` and makes a VM.
+    ///
+    /// # Errors
+    /// As for [`open_kvm`]; KVM lacks a capability, or `KVM_CREATE_VM` fails.
+    pub fn create() -> Result<Self, KvmError> {
+        let kvm = open_kvm()?;
+        let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+        let vm = Self { fd, kvm };
+        let missing = NEEDED.iter().find(|(cap, _)| !vm.has(*cap));
+        missing.map_or(Ok(vm), |(_, name)| Err(KvmError::Capability(name)))
+    }
+
+    /// Whether KVM can do this for the VM.
+    #[must_use]
+    pub fn has(&self, cap: Cap) -> bool {
+        self.fd.check_extension(cap)
+    }
+}
+
 /// A KVM VM with its memory and its interrupt controllers, ready for vCPUs and devices.
 #[derive(Debug)]
 pub struct KvmVm {
@@ -58,22 +85,20 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// Makes a VM around `memory`.
+    /// Gives a VM its `memory`.
     ///
     /// The order decides the time. Memory slots come first: on kernels since 6.18 a slot that is
     /// set after the interrupt controller waits about 7 ms for an SRCU grace period, before it
     /// 0.1 ms. The controller comes before the first vCPU, which otherwise has no local APIC.
     ///
     /// # Errors
-    /// KVM lacks a capability or refuses a call.
-    pub fn new(kvm: Kvm, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
-        let fd = kvm.create_vm().map_err(KvmError::call("KVM_CREATE_VM"))?;
+    /// KVM refuses a call.
+    pub fn new(BareVm { fd, kvm }: BareVm, memory: &GuestMemoryMmap) -> Result<Self, KvmError> {
         let mut vm = Self {
             fd,
             kvm,
             next_slot: 0,
         };
-        vm.check_capabilities()?;
         vm.set_memory_slots(memory)?;
         vm.set_real_mode_pages()?;
         irqchip::create(&vm.fd)?;
@@ -130,13 +155,6 @@ impl KvmVm {
         self.fd
             .register_ioevent(doorbell, &IoEventAddress::Mmio(address), value)
             .map_err(KvmError::call("KVM_IOEVENTFD"))
-    }
-
-    fn check_capabilities(&self) -> Result<(), KvmError> {
-        let missing = NEEDED
-            .iter()
-            .find(|(cap, _)| !self.fd.check_extension(*cap));
-        missing.map_or(Ok(()), |(_, name)| Err(KvmError::Capability(name)))
     }
 
     fn set_memory_slots(&mut self, memory: &GuestMemoryMmap) -> Result<(), KvmError> {

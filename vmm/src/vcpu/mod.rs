@@ -100,6 +100,7 @@ impl Vcpu {
         let (thread_fd, thread_parking) = (fd.clone(), parking.clone());
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{}", id.0))
+            .stack_size(crate::THREAD_STACK)
             .spawn(move || thread_main(id, &thread_fd, &thread_parking, &surroundings))
             .map_err(|source| VcpuError::Spawn { id, source })?;
         Ok(Self {

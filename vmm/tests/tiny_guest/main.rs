@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use snapshot::{MemoryLayers, WorkingSet};
 use vmm::{
-    BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, MacAddress, Machine,
-    MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
+    BootConfig, CloneConfig, EarlyVm, Error, ExitReason, FrozenMachine, GenerationId, MacAddress,
+    Machine, MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
 };
 
 /// A process that is being started has a copy of every descriptor, and so of every lock, until it runs
@@ -131,7 +131,13 @@ impl Bench {
         };
         let path = self.path("memory");
         let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
-        Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
+        Machine::restore(
+            &state,
+            &Arc::new(memory),
+            &WorkingSet::default(),
+            EarlyVm::begin(),
+            &config,
+        )
     }
 }
 

@@ -28,7 +28,7 @@ use ttrpc::proto::MESSAGE_TYPE_REQUEST;
 use vm_memory::GuestMemoryAtomic;
 use vmm::kvm::irqchip::{VM_STATE_VERSION, VmState};
 use vmm::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
-use vmm::kvm::{KvmVm, open_kvm, tsc};
+use vmm::kvm::{BareVm, KvmVm, tsc};
 use vmm::layout::VirtioSlot;
 use vmm::{MemoryBacking, MemorySize, memory};
 
@@ -70,7 +70,7 @@ impl Floor {
         let size = MemorySize::from_bytes(template.manifest().spec.guest.memory_bytes)?;
         let backing = MemoryBacking::CopyOnWrite(template.memory().clone());
         let ram = memory::map(size, &backing)?;
-        let vm = KvmVm::new(open_kvm()?, &ram)?;
+        let vm = KvmVm::new(BareVm::create()?, &ram)?;
         let vcpu = restore_vcpu(&vm, state)?;
 
         let versions = TRANSPORT_STATE_VERSION..=TRANSPORT_STATE_VERSION;

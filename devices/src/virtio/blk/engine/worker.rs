@@ -23,6 +23,7 @@ impl Worker {
         let theirs = done.clone();
         let thread = std::thread::Builder::new()
             .name("disk".to_owned())
+            .stack_size(crate::THREAD_STACK)
             .spawn(move || work(&received, &theirs, &ready))?;
         Ok(Self {
             orders: Some(orders),

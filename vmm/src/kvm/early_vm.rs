@@ -1,0 +1,54 @@
+//! KVM's VM, made in a thread of its own while the template is read.
+
+use super::KvmError;
+use super::vm::BareVm;
+use std::thread::JoinHandle;
+
+/// A VM in the making.
+///
+/// Kernels up to 6.12 start a thread for each VM in `KVM_CREATE_VM` and move it into the caller's cgroups, which
+/// takes an RCU grace period: 5 to 30 ms in which the caller sleeps.
+#[derive(Debug)]
+pub struct EarlyVm {
+    /// Without one it is made when it is asked for.
+    thread: Option<JoinHandle<Result<BareVm, KvmError>>>,
+}
+
+impl EarlyVm {
+    /// Begins.
+    #[must_use]
+    pub fn begin() -> Self {
+        let thread = std::thread::Builder::new()
+            .name("create-vm".to_owned())
+            .stack_size(crate::THREAD_STACK)
+            .spawn(BareVm::create);
+        Self {
+            thread: thread.ok(),
+        }
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// As for [`BareVm::create`].
+    pub(crate) fn finish(self) -> Result<BareVm, KvmError> {
+        // A thread that panicked has told why; the call itself is made again.
+        match self.thread.map(JoinHandle::join) {
+            Some(Ok(made)) => made,
+            Some(Err(_)) | None => BareVm::create(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_vm_with_and_without_a_thread() {
+        for early in [EarlyVm::begin(), EarlyVm { thread: None }] {
+            let vm = early.finish().unwrap();
+            assert!(vm.has(kvm_ioctls::Cap::Irqchip));
+        }
+    }
+}
