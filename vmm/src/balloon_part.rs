@@ -80,17 +80,19 @@ impl StatsRequest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{MemoryBacking, map};
+    use crate::memory::{AddressSpace, MemoryBacking, map};
     use crate::size::MemorySize;
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
-    use vm_memory::{Bytes, GuestMemoryAtomic};
+    use vm_memory::{Bytes, GuestMemoryAtomic, GuestMemoryMmap};
 
     const AT: GuestAddress = GuestAddress(0x40_0000);
 
-    fn ram(backing: &MemoryBacking) -> Ram {
+    fn ram(backing: &MemoryBacking) -> (Ram, AddressSpace) {
         let size = MemorySize::from_mib(32).unwrap();
-        Ram(GuestMemoryAtomic::new(map(size, backing).unwrap()))
+        let mapped = map(size, backing).unwrap();
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::clone(&mapped));
+        (Ram(memory), mapped.space())
     }
 
     fn byte(ram: &Ram) -> u8 {
@@ -99,7 +101,7 @@ mod tests {
 
     #[test]
     fn memory_of_a_booted_guest_goes_back() {
-        let ram = ram(&MemoryBacking::Anonymous);
+        let (ram, _space) = ram(&MemoryBacking::Anonymous);
         ram.0.memory().write_obj(7_u8, AT).unwrap();
         ram.give_back(AT, 4096).unwrap();
         assert_eq!(byte(&ram), 0);
@@ -111,7 +113,7 @@ mod tests {
     fn memory_of_a_template_becomes_a_hole_of_its_file() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(32 << 20).unwrap();
-        let ram = ram(&MemoryBacking::Shared(Arc::new(file.try_clone().unwrap())));
+        let (ram, _space) = ram(&MemoryBacking::Shared(Arc::new(file.try_clone().unwrap())));
         ram.0.memory().write_obj(7_u8, AT).unwrap();
         let blocks = |file: &File| file.metadata().unwrap().blocks();
         assert!(blocks(&file) > 0);

@@ -13,7 +13,7 @@ use crate::stages::StageTimer;
 use crate::vcpu::NewVcpu;
 use kvm_bindings::kvm_cpuid_entry2;
 use std::sync::Arc;
-use vm_memory::GuestMemoryAtomic;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 impl Machine {
     /// Makes a machine whose first vCPU is at the kernel's entry. It starts paused.
@@ -32,7 +32,7 @@ impl Machine {
         let entry = boot::load(&ram, config)?;
         timer.finish("kernel");
 
-        let memory = GuestMemoryAtomic::new(ram.clone());
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::clone(&ram));
         let outcome = Arc::new(Outcome::new().map_err(Error::EventFd)?);
         let region = config.hotplug_range();
         let region = region.map(|range| HotplugRegion::reserve(range, memory.clone()));
@@ -50,6 +50,7 @@ impl Machine {
         let parts = Parts {
             vm,
             memory,
+            space: ram.space(),
             vcpus,
             platform,
             outcome,

@@ -1,8 +1,9 @@
 //! Writing a copy of a machine's memory: that of a VM whose memory is not a template's file already.
 
 use crate::Error;
+use crate::hotplug_region::HotplugRegion;
 use crate::machine::Machine;
-use crate::memory::{MemoryError, RamRange, ram_ranges};
+use crate::memory::{AddressSpace, MemoryError, RamRange, ram_ranges};
 use crate::pagemap;
 use snapshot::{OwnMemory, Wanted};
 use std::fs::File;
@@ -59,7 +60,13 @@ impl Machine {
         MemorySource {
             memory: self.memory.memory().into_inner(),
             spans: self.spans(),
+            _space: self.address_space(),
         }
+    }
+
+    fn address_space(&self) -> AddressSpace {
+        let region = self.region.as_ref().map(HotplugRegion::reserved);
+        self.space.clone().and(region)
     }
 
     /// Everything that is in the memory file.
@@ -94,6 +101,8 @@ impl Machine {
 pub struct MemorySource {
     memory: Arc<GuestMemoryMmap>,
     spans: Vec<RamRange>,
+    /// Keeps it mapped.
+    _space: AddressSpace,
 }
 
 impl MemorySource {
@@ -220,6 +229,7 @@ mod tests {
                 length: PAGE as u64,
                 file_offset: 0,
             }],
+            _space: AddressSpace::default(),
         };
         let whole = 0..PAGE as u64;
         let copy = |wanted: bool| source.copy_to(&file, std::slice::from_ref(&whole), &|| wanted);

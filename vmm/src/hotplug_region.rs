@@ -127,6 +127,12 @@ impl HotplugRegion {
         self.inherited.lock().gaps(&granted).collect()
     }
 
+    /// The reserved address space, which stays mapped for as long as this is held.
+    #[must_use]
+    pub fn reserved(&self) -> Arc<MmapRegion> {
+        self.reserved.clone()
+    }
+
     /// Where it is.
     #[must_use]
     pub fn range(&self) -> HotplugRange {
@@ -258,7 +264,7 @@ impl RegionMemory for GiverBack {
 mod tests {
     use super::*;
     use crate::kvm::BareVm;
-    use crate::memory::{MemoryBacking, map};
+    use crate::memory::{MappedRam, MemoryBacking, map};
     use std::os::unix::fs::FileExt;
     use std::path::Path;
     use vm_memory::{Bytes, GuestMemoryAtomic, GuestMemoryMmap};
@@ -269,11 +275,11 @@ mod tests {
         MemorySize::from_mib(n).unwrap()
     }
 
-    fn machine() -> (GuestMemoryMmap, KvmVm, HotplugRegion) {
+    fn machine() -> (MappedRam, KvmVm, HotplugRegion) {
         let ram = map(mib(32), &MemoryBacking::Anonymous).unwrap();
         let vm = KvmVm::new(BareVm::create().unwrap(), &ram).unwrap();
         let range = HotplugRange::of(mib(32), mib(544)).unwrap();
-        let memory = GuestMemoryAtomic::new(ram.clone());
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::clone(&ram));
         (ram, vm, HotplugRegion::reserve(range, memory).unwrap())
     }
 

@@ -9,6 +9,7 @@
 //! | [`restore`] | making a clone from what was saved |
 //! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
 //! | `prefault` | the pages that clones write at once, copied before they run |
+//! | [`huge_pages`] | huge pages for what clones read and do not write |
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
 //! | [`vcpu`] | vCPU threads; [`parking`] is how they are stopped |
@@ -30,6 +31,7 @@ pub mod event_loop;
 pub mod freeze;
 pub mod grow;
 pub mod hotplug_region;
+pub mod huge_pages;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

@@ -6,6 +6,7 @@ use crate::config::{DiskConfig, VcpuCounts};
 use crate::event_loop::EventLoop;
 use crate::hotplug_region::HotplugRegion;
 use crate::kvm::KvmVm;
+use crate::memory::AddressSpace;
 use crate::outcome::{ExitReason, Outcome};
 use crate::platform::Platform;
 use crate::size::MemorySize;
@@ -39,8 +40,9 @@ pub struct Machine {
     paused: bool,
     pub(crate) vm: KvmVm,
     pub(crate) region: Option<HotplugRegion>,
-    /// Keeps guest memory mapped for as long as KVM can reach it.
     pub(crate) memory: SharedMemory,
+    /// Keeps guest memory mapped for as long as KVM can reach it.
+    pub(crate) space: AddressSpace,
     pub(crate) is_clone: bool,
 }
 
@@ -48,6 +50,7 @@ pub struct Machine {
 pub(crate) struct Parts {
     pub vm: KvmVm,
     pub memory: SharedMemory,
+    pub space: AddressSpace,
     pub vcpus: Vec<NewVcpu>,
     pub platform: Platform,
     pub outcome: Arc<Outcome>,
@@ -90,6 +93,7 @@ impl Machine {
             vm: parts.vm,
             region: parts.region,
             memory: parts.memory,
+            space: parts.space,
             is_clone: parts.is_clone,
         })
     }

@@ -1,13 +1,18 @@
 //! Guest RAM: its regions around the 32-bit hole, and what is behind them on the host.
 
 use crate::layout::{HIGH_RAM_START, LOW_RAM_END};
-use crate::map_layers::{ACCESS, COPY_ON_WRITE, map_overlays};
+use crate::map_layers::{ACCESS, COPY_ON_WRITE, map_over, map_overlays};
 use crate::size::MemorySize;
 use snapshot::MemoryLayers;
 use std::fs::File;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// What the host maps at once where it can, in bytes.
+pub const HUGE_PAGE: u64 = 2 << 20;
 
 /// What holds the guest's RAM.
 #[derive(Debug)]
@@ -54,6 +59,15 @@ pub enum MemoryError {
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
+    /// The host does not map it.
+    #[error("Cannot map {length} bytes of guest memory")]
+    Host {
+        /// Bytes.
+        length: u64,
+        /// The reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// Regions overlap or overflow.
     #[error("Guest memory regions do not fit together")]
     Regions(#[source] vm_memory::GuestRegionCollectionError),
@@ -86,6 +100,9 @@ pub enum MemoryError {
     /// The file cannot be looked at.
     #[error("Cannot read the length of the memory file")]
     Stat(#[source] std::io::Error),
+    /// A template's memory files cannot be looked at.
+    #[error("Cannot tell where a template's memory has data")]
+    Data(#[source] snapshot::FileError),
     /// Larger than an address of this process.
     #[error("{0} bytes of guest memory are more than this host can address")]
     TooLarge(u64),
@@ -123,18 +140,58 @@ pub fn ram_ranges(size: MemorySize) -> Vec<RamRange> {
     ranges
 }
 
-/// Maps guest RAM.
+/// Guest RAM that is mapped for as long as this or one of its clones is there.
+#[derive(Debug, Clone)]
+pub struct MappedRam {
+    memory: GuestMemoryMmap,
+    space: AddressSpace,
+}
+
+/// The addresses of this process at which guest memory is. What is there stays mapped until the last clone is
+/// dropped.
+#[derive(Debug, Clone, Default)]
+pub struct AddressSpace(Vec<Arc<MmapRegion>>);
+
+impl AddressSpace {
+    /// With some more.
+    #[must_use]
+    pub fn and(mut self, more: Option<Arc<MmapRegion>>) -> Self {
+        self.0.extend(more);
+        self
+    }
+}
+
+impl MappedRam {
+    /// Keeps the RAM mapped: for whoever has a copy of the [`GuestMemoryMmap`].
+    #[must_use]
+    pub fn space(&self) -> AddressSpace {
+        self.space.clone()
+    }
+}
+
+impl Deref for MappedRam {
+    type Target = GuestMemoryMmap;
+
+    fn deref(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+}
+
+/// Maps guest RAM. Huge pages of the host are huge pages of the guest: where one ends, the other does.
 ///
 /// # Errors
 /// The host refuses the mapping.
-pub fn map(size: MemorySize, backing: &MemoryBacking) -> Result<GuestMemoryMmap, MemoryError> {
+pub fn map(size: MemorySize, backing: &MemoryBacking) -> Result<MappedRam, MemoryError> {
     let (file, flags) = match backing {
         MemoryBacking::Anonymous => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
         MemoryBacking::Shared(file) => (Some(file), libc::MAP_SHARED),
         MemoryBacking::CopyOnWrite(layers) => (Some(layers.deepest()), COPY_ON_WRITE),
     };
+    let mut space = AddressSpace::default();
     let regions = ram_ranges(size).into_iter().map(|range| {
-        let region = map_range(range, file, flags)?;
+        let reserved = reserve(range)?;
+        let region = map_range(range, &reserved, file, flags)?;
+        space.0.push(Arc::new(reserved));
         if let MemoryBacking::CopyOnWrite(layers) = backing {
             let in_file = range.file_offset..range.file_offset + range.length;
             // SAFETY: the region was just mapped, with the length of the range.
@@ -143,54 +200,63 @@ pub fn map(size: MemorySize, backing: &MemoryBacking) -> Result<GuestMemoryMmap,
         Ok(region)
     });
     let regions = regions.collect::<Result<Vec<_>, _>>()?;
-    GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Regions)
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Regions)?;
+    Ok(MappedRam { memory, space })
+}
+
+/// Address space in which the range finds a place that begins like a huge page.
+fn reserve(range: RamRange) -> Result<MmapRegion, MemoryError> {
+    let length = range.length.saturating_add(HUGE_PAGE);
+    MmapRegionBuilder::new(usize_of(length)?)
+        .with_mmap_prot(libc::PROT_NONE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        .build()
+        .map_err(not_mapped(range))
+}
+
+fn not_mapped(range: RamRange) -> impl FnOnce(vm_memory::mmap::MmapRegionError) -> MemoryError {
+    move |source| MemoryError::Map {
+        address: range.start.0,
+        length: range.length,
+        source,
+    }
+}
+
+fn usize_of(bytes: u64) -> Result<usize, MemoryError> {
+    usize::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes))
 }
 
 fn map_range(
     range: RamRange,
+    reserved: &MmapRegion,
     file: Option<&Arc<File>>,
     flags: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
-    let length = usize::try_from(range.length).map_err(|_| MemoryError::TooLarge(range.length))?;
-    let mut builder = MmapRegionBuilder::new(length)
+    let length = usize_of(range.length)?;
+    let start = reserved.as_ptr();
+    let start = start.wrapping_add(start.align_offset(usize_of(HUGE_PAGE)?));
+    let flags = flags | libc::MAP_NORESERVE;
+    let descriptor = file.map_or(-1, |file| file.as_raw_fd());
+    let offset = range.file_offset;
+    let in_file = libc::off_t::try_from(offset).map_err(|_| MemoryError::TooLarge(offset))?;
+    // SAFETY: the reservation is ours, nobody uses it yet, and it is longer than the range by what the start was
+    // moved at most.
+    unsafe { map_over(start, length, flags | libc::MAP_FIXED, descriptor, in_file) }.map_err(
+        |source| MemoryError::Host {
+            length: range.length,
+            source,
+        },
+    )?;
+    // SAFETY: the range was just mapped, and stays so until the reservation is dropped, which whoever uses guest
+    // memory holds.
+    let mut builder = unsafe { MmapRegionBuilder::new(length).with_raw_mmap_pointer(start) }
         .with_mmap_prot(ACCESS)
-        .with_mmap_flags(flags | libc::MAP_NORESERVE);
+        .with_mmap_flags(flags);
     if let Some(file) = file {
-        builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), range.file_offset));
+        builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
     }
-    let address = range.start.0;
-    let filler = (file.is_some())
-        .then(|| lower_next_mapping(length))
-        .flatten();
-    let mapping = builder.build();
-    if let Some((a, l)) = filler {
-        // SAFETY: experiment
-        unsafe { libc::munmap(a, l) };
-    }
-    let mapping = mapping.map_err(|source| MemoryError::Map {
-        address,
-        length: range.length,
-        source,
-    })?;
+    let mapping = builder.build().map_err(not_mapped(range))?;
     GuestRegionMmap::new(mapping, range.start).ok_or(MemoryError::TooLarge(range.length))
-}
-
-fn lower_next_mapping(length: usize) -> Option<(*mut libc::c_void, usize)> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: experiment
-    let probe = unsafe { libc::mmap(std::ptr::null_mut(), length, 0, flags, -1, 0) };
-    if probe == libc::MAP_FAILED {
-        return None;
-    }
-    // SAFETY: experiment
-    unsafe { libc::munmap(probe, length) };
-    let excess = probe as usize % (2 << 20);
-    if excess == 0 {
-        return None;
-    }
-    // SAFETY: experiment
-    let filler = unsafe { libc::mmap(std::ptr::null_mut(), excess, 0, flags, -1, 0) };
-    (filler != libc::MAP_FAILED).then_some((filler, excess))
 }
 
 #[cfg(test)]
@@ -198,7 +264,7 @@ mod tests {
     use super::*;
     use std::io::Read;
     use std::path::Path;
-    use vm_memory::{Bytes, GuestMemoryBackend};
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     fn mib(n: u64) -> MemorySize {
         MemorySize::from_mib(n).unwrap()
@@ -214,6 +280,25 @@ mod tests {
             (ranges[1].length, ranges[1].file_offset),
             (2 << 30, 3 << 30)
         );
+    }
+
+    #[test]
+    fn huge_pages_of_host_and_guest_end_together() {
+        for size in [32, 3074] {
+            let ram = map(mib(size), &MemoryBacking::Anonymous).unwrap();
+            let space = ram.space();
+            for region in ram.iter() {
+                let bits = region.as_ptr() as u64 ^ region.start_addr().0;
+                assert_eq!(bits % HUGE_PAGE, 0, "{size} MiB");
+            }
+            let (memory, last) = (ram.deref().clone(), GuestAddress(size * (1 << 20) - 1));
+            drop(ram);
+            let last = ram_ranges(mib(size))
+                .last()
+                .map_or(last, |range| GuestAddress(range.start.0 + range.length - 1));
+            memory.write_obj(1_u8, last).unwrap();
+            drop(space);
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
 use crate::kvm::{EarlyVm, KvmVm, compat, cpuid, tsc};
 use crate::layout;
 use crate::machine::{Machine, Parts};
-use crate::memory::{self, MemoryBacking};
+use crate::memory::{self, AddressSpace, MemoryBacking};
 use crate::outcome::Outcome;
 use crate::platform::{Platform, PlatformState};
 use crate::prefault::copy_working_set;
@@ -25,7 +25,7 @@ use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
 use snapshot::{MemoryLayers, StateFile, WorkingSet};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use vm_memory::GuestMemoryAtomic;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Everything that a state file holds.
 #[derive(Debug)]
@@ -49,8 +49,9 @@ pub struct PreparedClone {
     vcpus: Vec<NewVcpu>,
     vm: KvmVm,
     region: Option<HotplugRegion>,
-    /// Keeps guest memory mapped for as long as KVM can reach it.
     memory: SharedMemory,
+    /// Keeps guest memory mapped for as long as KVM can reach it.
+    space: AddressSpace,
     stages: Vec<Stage>,
 }
 
@@ -97,7 +98,7 @@ impl PreparedClone {
         let backing = MemoryBacking::CopyOnWrite(template_memory.clone());
         backing.check_length(saved.memory.bytes().saturating_add(saved.granted))?;
         let ram = memory::map(saved.memory, &backing)?;
-        let memory = GuestMemoryAtomic::new(ram.clone());
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::clone(&ram));
         timer.finish("memory");
         copy_working_set(&ram, saved.memory, working_set);
         timer.finish("working set");
@@ -112,6 +113,7 @@ impl PreparedClone {
         Ok(Self {
             saved,
             memory,
+            space: ram.space(),
             vm,
             region,
             vcpus,
@@ -129,6 +131,7 @@ impl PreparedClone {
         let Self {
             saved,
             memory,
+            space,
             vm,
             region,
             vcpus,
@@ -158,6 +161,7 @@ impl PreparedClone {
         let parts = Parts {
             vm,
             memory,
+            space,
             vcpus,
             platform,
             outcome,

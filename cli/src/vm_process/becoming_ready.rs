@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use anyhow::anyhow;
+use snapshot::{Template, WorkingSet};
+use vmm::{THREAD_STACK, huge_pages};
 
 use super::bring_up::{Answer, Ask, BringUp};
 use super::link::Message;
@@ -166,13 +168,28 @@ impl Session {
         if self.size.is_some() || template.has_working_set() {
             return;
         }
-        let recorded = self
+        let begun = self
             .machine
             .working_set()
             .map_err(anyhow::Error::new)
-            .and_then(|set| Ok(template.record_working_set(&set)?));
-        if let Err(error) = recorded {
+            .and_then(|set| {
+                let template = template.clone();
+                let thread = std::thread::Builder::new()
+                    .name("working-set".to_owned())
+                    .stack_size(THREAD_STACK);
+                Ok(thread.spawn(move || tune(&template, &set))?)
+            });
+        if let Err(error) = begun {
             tracing::debug!("No working set for later clones: {}", describe(&error));
         }
+    }
+}
+
+/// Prepares a template for later clones. The file comes last: where this is cut off, another clone does it again.
+fn tune(template: &Template, set: &WorkingSet) {
+    let gathered = huge_pages::gather(template.memory(), set).map_err(anyhow::Error::new);
+    let recorded = gathered.and_then(|()| Ok(template.record_working_set(set)?));
+    if let Err(error) = recorded {
+        tracing::debug!("Later clones take longer: {}", describe(&error));
     }
 }

@@ -57,7 +57,11 @@ pub(super) fn all_of(memory: &MemoryLayers) -> RangeSet<u64> {
 }
 
 /// The parts of a range, which is of whole pages, where a file has data.
-fn data_in(file: &File, path: &Path, within: Range<u64>) -> Result<Vec<Range<u64>>, FileError> {
+pub(super) fn data_in(
+    file: &File,
+    path: &Path,
+    within: Range<u64>,
+) -> Result<Vec<Range<u64>>, FileError> {
     let mut found = Vec::new();
     let mut position = within.start;
     while position < within.end {

@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::extents;
 use super::layer_map::{Layer, LayerMap};
+use crate::error::FileError;
 
 /// A guest's memory as one or more files, each of which has some of its pages.
 #[derive(Debug)]
@@ -79,6 +81,20 @@ impl MemoryLayers {
         let runs = self.map.runs_in(range);
         runs.filter(move |(_, layer)| *layer != deepest)
             .map(|(run, layer)| (run, &self.file(layer).file))
+    }
+
+    /// Bytes of a range, which is of whole pages, where the files have data and no holes.
+    ///
+    /// # Errors
+    /// A file cannot be looked at.
+    pub fn data_bytes(&self, range: &Range<u64>) -> Result<u64, FileError> {
+        let mut bytes = 0;
+        for (run, layer) in self.map.runs_in(range) {
+            let file = self.file(layer);
+            let data = extents::data_in(&file.file, &file.path, run)?;
+            bytes += data.iter().map(|part| part.end - part.start).sum::<u64>();
+        }
+        Ok(bytes)
     }
 
     /// Reads the memory at `offset`.

@@ -25,11 +25,12 @@ use proto::{AGENT_PORT, MIN_ENTROPY_BYTES, guest};
 use protobuf::Message;
 use snapshot::{StateFile, Store, Template};
 use ttrpc::proto::MESSAGE_TYPE_REQUEST;
-use vm_memory::GuestMemoryAtomic;
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm::kvm::irqchip::{VM_STATE_VERSION, VmState};
 use vmm::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
 use vmm::kvm::{BareVm, KvmVm, tsc};
 use vmm::layout::VirtioSlot;
+use vmm::memory::AddressSpace;
 use vmm::{MemoryBacking, MemorySize, memory};
 
 /// Of the guest. Only one floor runs at a time.
@@ -62,6 +63,8 @@ struct Floor {
     answer: Vec<u8>,
     /// After the vCPU, which uses its memory.
     _vm: KvmVm,
+    /// After the VM, whose memory is there.
+    _space: AddressSpace,
 }
 
 impl Floor {
@@ -83,7 +86,7 @@ impl Floor {
         };
         let device = Vsock::restore(&config, &device)?;
         let interrupt = Box::new(vm.interrupt_line(VirtioSlot::Vsock.gsi())?);
-        let memory = GuestMemoryAtomic::new(ram);
+        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::clone(&ram));
         let mut socket = MmioTransport::restore(device, memory, interrupt, &transport)?;
         socket.with_rings(|device, rings| device.reset_connections(rings));
 
@@ -96,6 +99,7 @@ impl Floor {
             agent,
             answer: Vec::new(),
             _vm: vm,
+            _space: ram.space(),
         })
     }
 
