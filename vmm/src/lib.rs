@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`machine`] | a machine, and what its owner can do with it |
 //! | [`cold_boot`] | making one from a kernel (uses [`boot`] and the ACPI tables) |
-//! | [`freeze`] | saving one |
+//! | [`freeze`] | saving one; `idle` is the moment for it |
 //! | [`restore`] | making a clone from what was saved |
 //! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
 //! | `prefault` | the pages that clones write at once, copied before they run |
@@ -32,6 +32,7 @@ pub mod freeze;
 pub mod grow;
 pub mod hotplug_region;
 pub mod huge_pages;
+mod idle;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

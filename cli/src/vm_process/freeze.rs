@@ -28,6 +28,8 @@ use crate::warm::Job;
 /// How long the guest may take to close the agent's connection.
 const CLOSING: Duration = Duration::from_secs(2);
 
+/// How long it may then take to have nothing left to do.
+const SETTLING: Duration = Duration::from_millis(500);
 /// A disk with less room than this is taken for full.
 const FULL_DISK_BYTES: u64 = 1 << 20;
 
@@ -164,6 +166,13 @@ fn save(
     }
     session.timeline.mark("connections closed");
     let agent_ms = session.timeline.elapsed_ms();
+    match session.machine.pause_idle(SETTLING) {
+        Ok(true) => {}
+        Ok(false) => tracing::info!("The guest has something to do; its clones go on with it"),
+        Err(error) => return give_up(session, claim, &error.into()),
+    }
+    session.timeline.mark("guest idle");
+    let paused_ms = session.timeline.elapsed_ms();
     let frozen = match session.machine.freeze() {
         Ok(frozen) => frozen,
         Err(error) => return give_up(session, claim, &error.into()),
@@ -191,7 +200,7 @@ fn save(
         memory_bytes: manifest.files.memory.size,
         allocated_bytes: manifest.files.memory.allocated,
         agent_ms,
-        save_ms: saved_ms - agent_ms,
+        save_ms: saved_ms - paused_ms,
         publish_ms: total_ms - saved_ms,
         total_ms,
         timeline: timeline.steps().to_vec(),

@@ -203,18 +203,36 @@ impl AgentClient {
         self.call(GUEST_SERVICE, "Adopt", request, Some(timeout))
     }
 
-    /// `minivmm.v1.Guest/Prepare`.
+    /// `minivmm.v1.Guest/Prepare`, after which the connection is closed if the agent says so: when this
+    /// returns, the agent has no part of it any more.
     ///
     /// # Errors
     ///
     /// See [`CallError`].
     pub fn prepare(&mut self, timeout: Duration) -> Result<guest::PrepareResponse, CallError> {
-        self.call(
-            GUEST_SERVICE,
-            "Prepare",
-            &guest::PrepareRequest::new(),
-            Some(timeout),
-        )
+        const METHOD: &str = "Prepare";
+        let request = guest::PrepareRequest::new();
+        let answer: guest::PrepareResponse =
+            self.call(GUEST_SERVICE, METHOD, &request, Some(timeout))?;
+        if answer.closes {
+            self.broken = true;
+            let mut link = Link {
+                stream: &self.stream,
+                deadline: Instant::now().checked_add(timeout),
+            };
+            match Frame::read(&mut link) {
+                Ok(None) => {}
+                Ok(Some(frame)) => {
+                    let reason = format!("frame of type {}, expected the end", frame.kind);
+                    return Err(CallError::Malformed {
+                        method: METHOD,
+                        reason,
+                    });
+                }
+                Err(source) => return Err(classify(METHOD, Some(timeout), source)),
+            }
+        }
+        Ok(answer)
     }
 
     /// `minivmm.v1.Guest/Hold`. `timeout` should exceed the request's own.

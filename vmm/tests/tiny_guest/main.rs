@@ -198,6 +198,17 @@ fn assert_consecutive(bytes: &[u8]) {
 }
 
 #[test]
+fn an_idle_guest_is_told_from_a_busy_one() {
+    let short = Duration::from_millis(50);
+    // `sti; next: hlt; jmp next`
+    let halted = [0xfb, 0xf4, 0xeb, 0xfd];
+    let mut idle = Bench::new(&halted).boot();
+    assert!(idle.pause_idle(DEADLINE).unwrap() && idle.is_paused());
+    let mut busy = Bench::new(&counter()).boot();
+    assert!(!busy.pause_idle(short).unwrap() && busy.is_paused());
+}
+
+#[test]
 fn ends_are_told_apart() {
     let halt = [0xf4, 0xeb, 0xfd];
     let end = |code: Vec<u8>| run_to_end(&[code, halt.to_vec()].concat()).0;

@@ -140,8 +140,13 @@ impl Held {
         self.file_systems.thaw();
     }
 
-    /// What the guest itself holds is left to it.
+    /// What the guest itself holds is left to it. Where there is no process none will be: those that could make
+    /// one there are held.
     fn switch_off(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let events = read(cgroup.join("cgroup.events"))?;
+        if events.lines().any(|line| line == "populated 0") {
+            return Ok(());
+        }
         let path = cgroup.join("cgroup.freeze");
         if read(&path)?.trim_end() == "1" {
             return Ok(());

@@ -46,6 +46,8 @@ pub enum Outcome {
     Answer(Answer),
     /// Whoever took the caller answers it.
     Later,
+    /// It is answered, and then the caller's connection is closed.
+    AnswerAndClose(Answer),
     /// It is answered, and then the guest ends.
     AnswerAndEnd(Answer, Action),
 }
@@ -69,6 +71,10 @@ impl Services {
             ("minivmm.v1.Guest", "Wait") => self.wait(caller, &request.payload),
             ("minivmm.v1.Guest", "Online") => self.online(caller, &request.payload),
             ("grpc.AgentService", "OnlineCPUMem") => self.online_cpu_mem(caller, request),
+            ("minivmm.v1.Guest", "Prepare") => match self.prepare() {
+                Ok(response) => Outcome::AnswerAndClose(encode(&response)),
+                Err(refusal) => Outcome::Answer(Err(refusal)),
+            },
             ("minivmm.v1.Guest", "Shutdown") => self.shutdown(&request.payload),
             ("minivmm.v1.Guest", "Hold") => Outcome::Answer(self.hold(caller, &request.payload)),
             _ => Outcome::Answer(self.answer(request)),
@@ -102,7 +108,6 @@ impl Services {
             ("minivmm.v1.Guest", "Adopt") => {
                 encode(&adoption::adopt(self.machine("Adopt"), &decode(payload)?)?)
             }
-            ("minivmm.v1.Guest", "Prepare") => encode(&self.prepare()?),
             ("minivmm.v1.Guest", "Release") => encode(&self.release()?),
             ("minivmm.v1.Guest", "Exec") => self.exec(decode(payload)?),
             ("minivmm.v1.Guest", "Signal") => {
@@ -150,6 +155,7 @@ impl Services {
             dropped: true,
             mem_free_bytes: usage.free_bytes,
             mem_total_bytes: usage.total_bytes,
+            closes: true,
             ..Default::default()
         })
     }

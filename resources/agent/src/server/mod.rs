@@ -214,6 +214,11 @@ impl Server {
             match self.services.call(caller, &request) {
                 Outcome::Answer(answer) => self.answer(caller, answer),
                 Outcome::Later => {}
+                // The answer is short: it has gone into the empty buffer of the socket.
+                Outcome::AnswerAndClose(answer) => {
+                    self.answer(caller, answer);
+                    self.forget(id);
+                }
                 Outcome::AnswerAndEnd(answer, action) => {
                     self.answer(caller, answer);
                     self.end(action)?;

@@ -1005,6 +1005,8 @@ pub struct PrepareResponse {
     pub mem_free_bytes: u64,
     // @@protoc_insertion_point(field:minivmm.v1.PrepareResponse.mem_total_bytes)
     pub mem_total_bytes: u64,
+    // @@protoc_insertion_point(field:minivmm.v1.PrepareResponse.closes)
+    pub closes: bool,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.PrepareResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -1022,7 +1024,7 @@ impl PrepareResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(3);
+        let mut fields = ::std::vec::Vec::with_capacity(4);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "dropped",
@@ -1038,6 +1040,11 @@ impl PrepareResponse {
             "mem_total_bytes",
             |m: &PrepareResponse| { &m.mem_total_bytes },
             |m: &mut PrepareResponse| { &mut m.mem_total_bytes },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "closes",
+            |m: &PrepareResponse| { &m.closes },
+            |m: &mut PrepareResponse| { &mut m.closes },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<PrepareResponse>(
             "PrepareResponse",
@@ -1066,6 +1073,9 @@ impl ::protobuf::Message for PrepareResponse {
                 24 => {
                     self.mem_total_bytes = is.read_uint64()?;
                 },
+                32 => {
+                    self.closes = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -1087,6 +1097,9 @@ impl ::protobuf::Message for PrepareResponse {
         if self.mem_total_bytes != 0 {
             my_size += ::protobuf::rt::uint64_size(3, self.mem_total_bytes);
         }
+        if self.closes != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -1101,6 +1114,9 @@ impl ::protobuf::Message for PrepareResponse {
         }
         if self.mem_total_bytes != 0 {
             os.write_uint64(3, self.mem_total_bytes)?;
+        }
+        if self.closes != false {
+            os.write_bool(4, self.closes)?;
         }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
@@ -1122,6 +1138,7 @@ impl ::protobuf::Message for PrepareResponse {
         self.dropped = false;
         self.mem_free_bytes = 0;
         self.mem_total_bytes = 0;
+        self.closes = false;
         self.special_fields.clear();
     }
 
@@ -1130,6 +1147,7 @@ impl ::protobuf::Message for PrepareResponse {
             dropped: false,
             mem_free_bytes: 0,
             mem_total_bytes: 0,
+            closes: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3244,54 +3262,55 @@ static file_descriptor_proto_data: &'static [u8] = b"\
     \x08\x20\x01(\tR\tinterface\"k\n\nHookResult\x12\x12\n\x04name\x18\x01\
     \x20\x01(\tR\x04name\x12\x18\n\x07failure\x18\x02\x20\x01(\tR\x07failure\
     \x12\x16\n\x06output\x18\x03\x20\x01(\tR\x06output\x12\x17\n\x07took_ms\
-    \x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"y\n\x0fPrepare\
-    Response\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\x07dropped\x12$\n\
-    \x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeBytes\x12&\n\x0fmem_t\
-    otal_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\",\n\x0bHoldRequest\x12\
-    \x1d\n\ntimeout_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldResponse\
-    \x12\x12\n\x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eReleaseReque\
-    st\"*\n\x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\x04R\
-    \x06heldNs\"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\x01(\
-    \rR\x04cpus\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTotalByt\
-    es\x12\x1d\n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\x0badd\
-    ed_bytes\x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineResponse\
-    \x12\x1f\n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cpres\
-    ent_cpus\x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_bytes\
-    \x18\x03\x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\x20\
-    \x01(\rR\x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\rR\ro\
-    fflineBlocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\x1d\
-    \n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecReque\
-    st\x12\x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\x18\
-    \x02\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\x12\
-    \x10\n\x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\x20\
-    \x01(\rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\x14\n\
-    \x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\x20\
-    \x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\x12\
-    \x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\x01\
-    (\x08R\x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01\
-    (\tR\x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detached\"\
-    &\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\":\
-    \n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\
-    \x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\x12\
-    \x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\
-    \x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_id\
-    \x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\x04\
-    rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownReque\
-    st\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownRequest.A\
-    ctionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\x06R\
-    EBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\x05Ad\
-    opt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptResponse\x12\
-    B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v1.Prep\
-    areResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.minivm\
-    m.v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequest\
-    \x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.v1.\
-    OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\x17.m\
-    inivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wait\x12\
-    \x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\x06Si\
-    gnal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empty\x12;\
-    \n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.protobuf.Em\
-    pty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.google\
-    .protobuf.Emptyb\x06proto3\
+    \x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"\x91\x01\n\x0f\
+    PrepareResponse\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\x07dropped\
+    \x12$\n\x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeBytes\x12&\n\
+    \x0fmem_total_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\x12\x16\n\x06cl\
+    oses\x18\x04\x20\x01(\x08R\x06closes\",\n\x0bHoldRequest\x12\x1d\n\ntime\
+    out_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldResponse\x12\x12\n\
+    \x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eReleaseRequest\"*\n\
+    \x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\x04R\x06heldNs\
+    \"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\x01(\rR\x04cpu\
+    s\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTotalBytes\x12\x1d\
+    \n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\x0badded_bytes\
+    \x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineResponse\x12\x1f\
+    \n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cpresent_cpus\
+    \x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_bytes\x18\x03\
+    \x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\x20\x01(\rR\
+    \x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\rR\rofflineBl\
+    ocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\x1d\n\nhas_\
+    memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecRequest\x12\
+    \x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\x18\x02\x20\
+    \x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\x12\x10\n\
+    \x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\x20\x01(\
+    \rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\x14\n\x05s\
+    tdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\x20\x01(\t\
+    R\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\x12\x10\n\
+    \x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\x01(\x08R\
+    \x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\
+    \x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detached\"&\n\
+    \x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\":\n\
+    \x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x16\
+    \n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\x12\x17\
+    \n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x02\
+    \x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_id\x18\
+    \x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\x04rows\
+    \x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownRequest\
+    \x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownRequest.Act\
+    ionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\x06REB\
+    OOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\x05Adop\
+    t\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptResponse\x12B\
+    \n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v1.Prepa\
+    reResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.minivmm\
+    .v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequest\x1a\
+    \x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.v1.Onli\
+    neRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\x17.miniv\
+    mm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wait\x12\x17\
+    .minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\x06Signal\
+    \x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empty\x12;\n\
+    \x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.protobuf.Empt\
+    y\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.google.p\
+    rotobuf.Emptyb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
