@@ -3,8 +3,6 @@
 use std::time::Instant;
 
 use anyhow::anyhow;
-use snapshot::{Template, WorkingSet};
-use vmm::{THREAD_STACK, huge_pages};
 
 use super::bring_up::{Answer, Ask, BringUp};
 use super::link::Message;
@@ -12,6 +10,7 @@ use super::plan::{GuestReport, Ready};
 use super::session::{Finish, Session, Step};
 use super::sizing::{NotReached, Outcome, SizeReport};
 use super::snapshot::Origin;
+use super::tuning::Tuning;
 use crate::agent::{Adopted, HookFailed};
 use crate::error::describe;
 use crate::state::record::State;
@@ -161,35 +160,18 @@ impl Session {
 
     /// The first clone of a template that is ready tells later ones what it has written. One that was grown
     /// has written more than others do.
-    fn record_working_set(&self) {
+    fn record_working_set(&mut self) {
         let Origin::Template(template) = &self.origin else {
             return;
         };
         if self.size.is_some() || template.has_working_set() {
             return;
         }
-        let begun = self
-            .machine
-            .working_set()
-            .map_err(anyhow::Error::new)
-            .and_then(|set| {
-                let template = template.clone();
-                let thread = std::thread::Builder::new()
-                    .name("working-set".to_owned())
-                    .stack_size(THREAD_STACK);
-                Ok(thread.spawn(move || tune(&template, &set))?)
-            });
-        if let Err(error) = begun {
-            tracing::debug!("No working set for later clones: {}", describe(&error));
+        let written = self.machine.working_set().map_err(anyhow::Error::new);
+        let begun = written.and_then(|written| Ok(Tuning::begin(template.clone(), written)?));
+        match begun {
+            Ok(tuning) => self.tuning = Some(tuning),
+            Err(error) => tracing::debug!("Later clones take longer: {}", describe(&error)),
         }
-    }
-}
-
-/// Prepares a template for later clones. The file comes last: where this is cut off, another clone does it again.
-fn tune(template: &Template, set: &WorkingSet) {
-    let gathered = huge_pages::gather(template.memory(), set).map_err(anyhow::Error::new);
-    let recorded = gathered.and_then(|()| Ok(template.record_working_set(set)?));
-    if let Err(error) = recorded {
-        tracing::debug!("Later clones take longer: {}", describe(&error));
     }
 }

@@ -19,6 +19,7 @@
 //! | [`memory_asked`] | VM process | what the guest does with its memory |
 //! | [`freeze`] | VM process | makes a machine that is up a template |
 //! | [`template_watch`] | VM process | whether a clone's template stays as it was |
+//! | [`tuning`] | VM process | what the first clone of a template does for later ones |
 
 mod becoming_ready;
 mod bring_up;
@@ -41,3 +42,4 @@ mod start;
 mod stopping;
 mod taking;
 mod template_watch;
+mod tuning;

@@ -194,6 +194,7 @@ impl Premises {
             memory_faults: self.memory_faults,
             network: self.network,
             template_watch: self.template_watch,
+            tuning: None,
         };
         (session, self.claim, self.remove)
     }

@@ -17,6 +17,7 @@ use super::snapshot::Origin;
 use super::snapshotting::Snapshotting;
 use super::stopping::Stop;
 use super::template_watch::TemplateWatch;
+use super::tuning::Tuning;
 use crate::control::server::{ClientId, Server};
 use crate::control::{Reply, Request};
 use crate::error::describe;
@@ -59,6 +60,8 @@ pub struct Session {
     pub network: Option<Network>,
     /// Of a clone: whether its template stays as it was.
     pub template_watch: Option<TemplateWatch>,
+    /// Of a template's first clone.
+    pub tuning: Option<Tuning>,
 }
 
 /// What is wanted of the start.
