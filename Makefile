@@ -76,6 +76,9 @@ bench: setup build guests
 	@cargo build --release --locked -p bench
 	@[ -z '$(strip $(PEERS))' ] || tests/prepare-guests pci
 	@mkdir -p target/bench
+	@if [ "$$($(MODE))" = lab ] && [ -w /dev/kvm ]; then \
+		echo "this machine's own KVM, with a tiny guest:" && \
+		MINIVMM_BIN=$(BINARIES)/minivmm $(BINARIES)/bench --only starts --json target/bench/host.json; fi
 	@mode=$$($(MODE) --why) && bench="env MINIVMM_BIN=$(BINARIES)/minivmm $(BINARIES)/bench" && \
 	if [ "$$mode" = lab ]; then \
 		tests/lab/run --cpus 1 --mem 12288 --timeout 10800 --out target/bench \

@@ -27,6 +27,7 @@
 //! | [`random_notes`] | random numbers that a process reads in clones |
 //! | [`sector`] | sectors of a disk that tell where and when they were written |
 //! | [`watch`] | waiting for what happens outside the test |
+//! | [`tiny`] | guests of a few instructions, which need no kernel |
 //! | [`terminal`] | a program that runs on a terminal of its own |
 //! | [`leftovers`] | what must not be there after a test |
 //! | [`scratch`] | the directory of the test binary, which goes away however that ends |
@@ -52,6 +53,7 @@ pub mod random_notes;
 pub mod scratch;
 pub mod sector;
 pub mod terminal;
+pub mod tiny;
 pub mod vm;
 pub mod watch;
 

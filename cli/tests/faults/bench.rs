@@ -4,12 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use minivmm_tests::leftovers::{self, processes_of};
+use minivmm_tests::tiny::elf;
 use minivmm_tests::{Ended, Running, until};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-
-/// Where a hand-made guest begins.
-const ENTRY: u64 = 0x100_0000;
 
 /// What a hand-made guest does.
 #[derive(Clone, Copy, Debug)]
@@ -46,21 +44,6 @@ impl GuestCode {
             ],
         }
     }
-
-    /// An ELF file with one segment.
-    fn elf(self) -> Vec<u8> {
-        let code = self.bytes();
-        let length = code.len() as u64;
-        let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // ET_EXEC, EM_X86_64
-        file.extend([ENTRY, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
-        file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-        file.extend([1, 0, 0, 0, 7, 0, 0, 0]); // PT_LOAD, rwx
-        let words = [120, ENTRY, ENTRY, length, length, 4096];
-        file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-        file.extend(code);
-        file
-    }
 }
 
 /// A state directory, a store and a kernel, which go away with all that runs there.
@@ -73,7 +56,7 @@ impl Bench {
     pub fn new(code: GuestCode) -> Self {
         let root = tempfile::Builder::new().prefix("mvf").tempdir().unwrap();
         let kernel = root.path().join("kernel");
-        std::fs::write(&kernel, code.elf()).unwrap();
+        std::fs::write(&kernel, elf(code.bytes())).unwrap();
         std::fs::create_dir(root.path().join("tmp")).unwrap();
         std::fs::create_dir(root.path().join("work")).unwrap();
         Self { root, kernel }

@@ -2,6 +2,7 @@
 //!
 //! | module | what it measures |
 //! |---|---|
+//! | `starts` | from the start of a program to the first byte of a tiny guest, and the VMM's CPU time |
 //! | `restores` | from the start of a program to the guest's first reply, beside the floor |
 //! | `pooled` | a clone out of a pool, from the request to the guest's first reply |
 //! | `crowd` | many clones at once, and the memory of each |
@@ -29,6 +30,7 @@ mod report;
 mod restores;
 mod samples;
 mod saves;
+mod starts;
 mod streams;
 mod timed;
 
@@ -37,7 +39,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use minivmm_tests::Host;
 
-use contenders::Peers;
+use contenders::{Peers, Vmm};
 use report::Report;
 
 /// Measure minivmm on this machine's KVM, beside the peers whose paths are given, and print a table.
@@ -67,6 +69,7 @@ struct Options {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Benchmark {
+    Starts,
     Restores,
     Pooled,
     Crowd,
@@ -77,32 +80,80 @@ enum Benchmark {
     Boots,
 }
 
+impl Benchmark {
+    /// Whether stock kernels have to run for it.
+    fn needs_linux(self) -> bool {
+        self != Self::Starts
+    }
+}
+
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
     let mut report = Report::default();
-    let host = Host::with_shared_templates();
-    let guest = options.peers.guest();
-    let template = host.template(&guest);
-    let all = options.peers.contenders(&host, &guest)?;
-    let rounds = options.rounds;
-    for benchmark in Benchmark::value_variants() {
-        if !options.only.is_empty() && !options.only.contains(benchmark) {
-            continue;
-        }
+    let is_wanted =
+        |benchmark: &&Benchmark| options.only.is_empty() || options.only.contains(benchmark);
+    let wanted: Vec<_> = Benchmark::value_variants()
+        .iter()
+        .filter(is_wanted)
+        .collect();
+    let needs_linux = wanted.iter().any(|benchmark| benchmark.needs_linux());
+    let host = if needs_linux {
+        Host::with_shared_templates()
+    } else {
+        Host::for_tiny_guests()
+    };
+    let linux = needs_linux
+        .then(|| Linux::prepare(&host, &options.peers))
+        .transpose()?;
+    for benchmark in wanted {
         eprintln!("bench: {benchmark:?}");
-        match benchmark {
-            Benchmark::Restores => {
-                restores::measure(&host, &template, &all, rounds, &mut report)?;
+        match &linux {
+            Some(linux) if benchmark.needs_linux() => {
+                linux.measure(*benchmark, &host, &options, &mut report)?;
             }
-            Benchmark::Pooled => pooled::measure(&host, &template, &all, rounds, &mut report)?,
-            Benchmark::Crowd => crowd::measure(&all, options.clones, options.idle, &mut report)?,
-            Benchmark::Density => density::measure(&host, options.dense, &mut report)?,
-            Benchmark::Saves => saves::measure(&host, &template, &all, &mut report),
-            Benchmark::Growth => growth::measure(&host, &template, &mut report)?,
-            Benchmark::Streams => streams::measure(&host, rounds, &mut report)?,
-            Benchmark::Boots => boots::measure(&all, &mut report)?,
+            _ => starts::measure(&host, options.rounds, &mut report)?,
         }
         report.print()?;
     }
     options.json.map_or(Ok(()), |path| report.write_json(&path))
+}
+
+/// A guest with a stock kernel, its template, and all who can run it.
+struct Linux<'h> {
+    template: String,
+    contenders: Vec<Box<dyn Vmm + 'h>>,
+}
+
+impl<'h> Linux<'h> {
+    fn prepare(host: &'h Host, peers: &Peers) -> anyhow::Result<Self> {
+        let guest = peers.guest();
+        Ok(Self {
+            template: host.template(&guest),
+            contenders: peers.contenders(host, &guest)?,
+        })
+    }
+
+    fn measure(
+        &self,
+        benchmark: Benchmark,
+        host: &Host,
+        options: &Options,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let (template, all, rounds) = (&self.template, &self.contenders, options.rounds);
+        match benchmark {
+            Benchmark::Starts => starts::measure(host, rounds, report),
+            Benchmark::Restores => restores::measure(host, template, all, rounds, report),
+            Benchmark::Pooled => pooled::measure(host, template, all, rounds, report),
+            Benchmark::Crowd => crowd::measure(all, options.clones, options.idle, report),
+            Benchmark::Density => density::measure(host, options.dense, report),
+            Benchmark::Saves => {
+                saves::measure(host, template, all, report);
+                Ok(())
+            }
+            Benchmark::Growth => growth::measure(host, template, report),
+            Benchmark::Streams => streams::measure(host, rounds, report),
+            Benchmark::Boots => boots::measure(all, report),
+        }
+    }
 }

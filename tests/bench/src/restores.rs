@@ -86,7 +86,10 @@ pub fn floor(host: &Host, template: &str) -> anyhow::Result<f64> {
 }
 
 /// It is built beside this program.
-fn floor_program() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// It is not known where this program is.
+pub fn floor_program() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe()?;
     Ok(this.with_file_name("floor"))
 }

@@ -12,6 +12,7 @@ use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
+use minivmm_tests::tiny::{elf, out};
 use snapshot::{MemoryLayers, WorkingSet};
 use vmm::{
     BootConfig, CloneConfig, EarlyVm, Error, ExitReason, FrozenMachine, GenerationId, MacAddress,
@@ -23,14 +24,6 @@ use vmm::{
 static STARTING: RwLock<()> = RwLock::new(());
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const ENTRY: u64 = 0x100_0000;
-
-/// `mov dx, port; mov al, value; out dx, al`
-fn out(port: u16, value: u8) -> Vec<u8> {
-    let [low, high] = port.to_le_bytes();
-    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
-}
-
 /// Counts for ever and prints each count's low byte on the serial port:
 /// `xor ecx, ecx; mov dx, 0x3f8; next: inc ecx; mov [0x200000], ecx; mov al, cl; out dx, al;
 /// jmp next`
@@ -41,20 +34,6 @@ fn counter() -> Vec<u8> {
     ]);
     code.extend([0xeb, 0xf2]);
     code
-}
-
-/// An ELF file with one segment that holds `code`.
-fn elf(code: &[u8]) -> Vec<u8> {
-    let length = code.len() as u64;
-    let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // ET_EXEC, EM_X86_64
-    file.extend([ENTRY, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
-    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-    file.extend([1, 0, 0, 0, 7, 0, 0, 0]); // PT_LOAD, rwx
-    let words = [120, ENTRY, ENTRY, length, length, 4096];
-    file.extend(words.iter().flat_map(|word| word.to_le_bytes()));
-    file.extend(code);
-    file
 }
 
 /// A directory with a kernel and room for sockets.

@@ -2,7 +2,8 @@
 //! guest up to the same reply.
 //!
 //! `floor STORE TEMPLATE SOCKET` restores a clone of the template, asks its agent for the adoption and
-//! prints a line once that has answered. There is no VM directory, no record, no log, no console, no
+//! prints a line once that has answered. Without a socket it waits for a byte on the guest's serial port, and that
+//! is all that the machine has. There is no VM directory, no record, no log, no console, no
 //! hot-plug controller, no doorbell eventfd and no event loop: the one thread runs the vCPU, and does a
 //! device's work when the vCPU comes out of the guest for it.
 //!
@@ -30,11 +31,13 @@ use vmm::kvm::irqchip::{VM_STATE_VERSION, VmState};
 use vmm::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
 use vmm::kvm::{BareVm, KvmVm, tsc};
 use vmm::layout::VirtioSlot;
-use vmm::memory::AddressSpace;
+use vmm::memory::{AddressSpace, MappedRam};
 use vmm::{MemoryBacking, MemorySize, memory};
 
 /// Of the guest. Only one floor runs at a time.
 const CID: u32 = 4711;
+/// The port of the first serial line.
+const SERIAL: u16 = 0x3f8;
 /// An answer has a header of so many bytes, the first four of them its length.
 const HEADER_BYTES: usize = 10;
 
@@ -42,13 +45,21 @@ type Socket = MmioTransport<Vsock>;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    let [store, name, socket] = args.as_slice() else {
-        bail!("Usage: floor STORE TEMPLATE SOCKET");
+    let (store, name, socket) = match args.as_slice() {
+        [store, name] => (store, name, None),
+        [store, name, socket] => (store, name, Some(socket)),
+        _ => bail!("Usage: floor STORE TEMPLATE [SOCKET]"),
     };
     let name = name.to_string_lossy().parse()?;
     let template = Store::open(store)?.acquire(&name)?;
-    let mut machine = Floor::restore(&template, socket)?;
-    let answer = machine.run_until_answer()?;
+    match socket {
+        Some(socket) => run_until_answer(&template, socket),
+        None => run_until_byte(&template),
+    }
+}
+
+/// Before the machine is taken down, which is no part of what is measured.
+fn say(answer: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{answer}")?;
     stdout.flush()?;
@@ -70,10 +81,7 @@ struct Floor {
 impl Floor {
     fn restore(template: &Template, socket: &Path) -> anyhow::Result<Self> {
         let state = template.state();
-        let size = MemorySize::from_bytes(template.manifest().spec.guest.memory_bytes)?;
-        let backing = MemoryBacking::CopyOnWrite(template.memory().clone());
-        let ram = memory::map(size, &backing)?;
-        let vm = KvmVm::new(BareVm::create()?, &ram)?;
+        let (ram, vm) = memory_and_vm(template)?;
         let vcpu = restore_vcpu(&vm, state)?;
 
         let versions = TRANSPORT_STATE_VERSION..=TRANSPORT_STATE_VERSION;
@@ -166,6 +174,35 @@ impl Floor {
         );
         Ok(Some(format!("agent {}", adopted.agent_version)))
     }
+}
+
+/// Restores a clone, up to its agent's answer.
+fn run_until_answer(template: &Template, socket: &Path) -> anyhow::Result<()> {
+    let mut machine = Floor::restore(template, socket)?;
+    let answer = machine.run_until_answer()?;
+    say(&answer)
+}
+
+/// Restores a clone that has no devices, up to its first byte on the serial port.
+fn run_until_byte(template: &Template) -> anyhow::Result<()> {
+    let (_ram, vm) = memory_and_vm(template)?;
+    let mut vcpu = restore_vcpu(&vm, template.state())?;
+    loop {
+        match vcpu.run().context("KVM_RUN")? {
+            VcpuExit::IoOut(SERIAL, _) => return say("byte"),
+            VcpuExit::IoOut(..) => {}
+            VcpuExit::IoIn(_, data) => data.fill(0xff),
+            other => bail!("The guest ended with {other:?}"),
+        }
+    }
+}
+
+fn memory_and_vm(template: &Template) -> anyhow::Result<(MappedRam, KvmVm)> {
+    let size = MemorySize::from_bytes(template.manifest().spec.guest.memory_bytes)?;
+    let backing = MemoryBacking::CopyOnWrite(template.memory().clone());
+    let ram = memory::map(size, &backing)?;
+    let vm = KvmVm::new(BareVm::create()?, &ram)?;
+    Ok((ram, vm))
 }
 
 /// The order of `vmm::restore`, which says why.

@@ -30,7 +30,7 @@ impl<'h> Minivmm<'h> {
     fn start(&self, command: &[&str], options: &[String]) -> anyhow::Result<Ready<'h>> {
         let host = self.host;
         let id = host.new_id();
-        let fixed = [command, &["--json", "--id", &id, "--timeout", "300"]].concat();
+        let fixed = [command, &["--json", "--id", &id]].concat();
         let args = fixed.into_iter().chain(options.iter().map(String::as_str));
         let begun = Instant::now();
         let output = host.command(args).output()?;
@@ -51,7 +51,7 @@ impl Vmm for Minivmm<'_> {
     }
 
     fn restore(&self) -> anyhow::Result<Ready<'_>> {
-        self.start(&["restore", &self.template], &[])
+        self.start(&["restore", &self.template, "--timeout", "300"], &[])
     }
 
     fn boot(&self) -> anyhow::Result<Ready<'_>> {
