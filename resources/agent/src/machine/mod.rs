@@ -41,7 +41,7 @@ pub struct Machine {
     /// The other processes, while this is a template.
     pub held: Held,
     /// The entropy device, once this has been made ready to be a template.
-    pub hwrng: Option<hwrng::Device>,
+    hwrng: Option<hwrng::Device>,
     /// The device that the host is reached by.
     pub vsock: vsock::Device,
     /// MemTotal when the agent started, before any memory was added.
@@ -61,6 +61,18 @@ impl Machine {
             boot_memory_bytes: memory::usage().total_bytes,
             boot_id: BootId::open()?,
         })
+    }
+
+    /// Takes what the entropy device's driver has fetched in the template away.
+    pub fn discard_stale_entropy(&mut self) -> Result<(), Error> {
+        let device = self.hwrng.take().map_or_else(hwrng::Device::find, Ok)?;
+        device.discard_stale()
+    }
+
+    /// Finds what may have come since: to be done before this is a template.
+    pub fn look_ahead(&mut self) -> Result<(), Error> {
+        self.hwrng = Some(hwrng::Device::find()?);
+        Ok(())
     }
 }
 

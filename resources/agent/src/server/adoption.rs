@@ -5,7 +5,7 @@ use proto::guest::{AdoptRequest, AdoptResponse, HookResult};
 use crate::VERSION;
 use crate::error::Refusal;
 use crate::machine::hooks::{self, Ran};
-use crate::machine::{Machine, clock, host_names, hotplug, hwrng, machine_id, memory, network};
+use crate::machine::{Machine, clock, host_names, hotplug, machine_id, memory, network};
 
 const GENERATION_ID_BYTES: usize = 16;
 
@@ -22,8 +22,7 @@ pub fn adopt(
         .reseed(&[&request.entropy[..], &request.generation_id[..]].concat())?;
     machine.held.thaw_file_systems();
     if !request.template.is_empty() {
-        let device = machine.hwrng.take().map_or_else(hwrng::Device::find, Ok)?;
-        device.discard_stale()?;
+        machine.discard_stale_entropy()?;
     }
     if request.realtime_ns != 0 {
         clock::set_realtime(request.realtime_ns)?;

@@ -21,7 +21,7 @@ use crate::error::{Error, Refusal};
 use crate::exec::table::Table;
 use crate::machine::hold::Holder;
 use crate::machine::hotplug::{self, Reached, Wanted};
-use crate::machine::{Machine, clock, hwrng, memory};
+use crate::machine::{Machine, clock, memory};
 use crate::server::adoption;
 use crate::server::connection::{Answer, unknown};
 use crate::server::jobs::Jobs;
@@ -142,7 +142,7 @@ impl Services {
 
     fn prepare(&mut self) -> Result<PrepareResponse, Refusal> {
         let machine = self.machine("Prepare")?;
-        machine.hwrng = Some(hwrng::Device::find()?);
+        machine.look_ahead()?;
         let held = machine.held.hold();
         if let Err(error) = held {
             say(&format!(
@@ -169,7 +169,7 @@ impl Services {
                 "The guest's processes are held already",
             ));
         }
-        machine.hwrng = Some(hwrng::Device::find()?);
+        machine.look_ahead()?;
         let holder = Holder {
             connection: caller.connection,
             cid: machine.vsock.local_cid(),

@@ -2,7 +2,7 @@
 //! last generation. What they know is in the guest's memory, and so in a snapshot of it, beside the disk.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -94,25 +94,18 @@ pub fn serve(device: &str, seed: u64) -> Result<(), Error> {
 /// Answers [`watch`], and [`check`] as often as it is asked.
 fn answer_all(shared: &Shared, mut writers: Vec<ScopedJoinHandle<'_, Area>>) -> Result<(), Error> {
     let mut areas = Vec::new();
-    let listener = service::listen(SOCKET)?;
-    service::report_ready()?;
-    for stream in listener.incoming() {
-        let mut stream = stream?;
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line)?;
-        let verdict = if line == "check\n" {
+    service::serve(SOCKET, |line| {
+        let verdict = if line == "check" {
             shared.stop.store(true, Ordering::SeqCst);
             for writer in writers.drain(..) {
                 areas.push(writer.join().map_err(|_| "a writer has panicked")?);
             }
             check_all(shared, &mut areas)
         } else {
-            wait_for_writes(shared, crate::number(line.trim())?)
+            wait_for_writes(shared, crate::number(line)?)
         };
-        let verdict = verdict.unwrap_or_else(|error| error.to_string());
-        stream.write_all(verdict.as_bytes())?;
-    }
-    Ok(())
+        Ok(verdict.unwrap_or_else(|error| error.to_string()))
+    })
 }
 
 fn wait_for_writes(shared: &Shared, more: u64) -> Result<String, Error> {
@@ -151,10 +144,7 @@ pub fn check() -> Result<(), Error> {
 }
 
 fn ask(line: &str) -> Result<(), Error> {
-    let mut stream = service::connect(SOCKET)?;
-    writeln!(stream, "{line}")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = service::ask(SOCKET, line)?;
     if !answer.starts_with("ok") {
         return Err(format!("the writers say: {answer:?}").into());
     }

@@ -1,7 +1,7 @@
 //! How a job says that it is ready, and what another process in the guest finds of it later.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
@@ -32,6 +32,31 @@ pub fn connect(name: &str) -> Result<UnixStream, Error> {
     Ok(UnixStream::connect_addr(&SocketAddr::from_abstract_name(
         name,
     )?)?)
+}
+
+/// Job: answers each line that another process of the guest [`ask`]s by that name.
+pub fn serve(
+    name: &str,
+    mut answer: impl FnMut(&str) -> Result<String, Error>,
+) -> Result<(), Error> {
+    let listener = listen(name)?;
+    report_ready()?;
+    for stream in listener.incoming() {
+        let mut stream = stream?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line)?;
+        stream.write_all(answer(line.trim_end())?.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What the job of that name says to a line; nothing when it has ended.
+pub fn ask(name: &str, line: &str) -> Result<String, Error> {
+    let mut stream = connect(name)?;
+    writeln!(stream, "{line}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// Writes a file as a whole, for [`await_file`].

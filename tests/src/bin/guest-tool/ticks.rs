@@ -1,6 +1,5 @@
 //! Timers: a thread on every CPU that counts how often it has woken up.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::num::NonZero;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -39,28 +38,19 @@ pub fn serve() -> Result<(), Error> {
         });
     }
     counters.wait_for(&vec![1; cpus()?]);
-    let listener = service::listen(SOCKET)?;
-    service::report_ready()?;
-    for stream in listener.incoming() {
-        let mut stream = stream?;
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line)?;
-        let more: u64 = crate::number(line.trim())?;
+    service::serve(SOCKET, |line| {
+        let more: u64 = crate::number(line)?;
         let before = counters.now();
         let wanted: Vec<u64> = before.iter().map(|count| count + more).collect();
         let after = counters.wait_for(&wanted);
-        writeln!(stream, "{before:?} {after:?}")?;
-    }
-    Ok(())
+        Ok(format!("{before:?} {after:?}\n"))
+    })
 }
 
 /// Waits until every counter has gone on by `count`. Nothing but the counting CPUs' own timers wakes
 /// this process up.
 pub fn watch(count: u64) -> Result<(), Error> {
-    let mut stream = service::connect(SOCKET)?;
-    writeln!(stream, "{count}")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let answer = service::ask(SOCKET, &count.to_string())?;
     if answer.is_empty() {
         return Err("the counting process has ended".into());
     }
