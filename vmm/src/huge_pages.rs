@@ -93,14 +93,17 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{MemfdFlags, memfd_create};
     use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     const CHUNK: Range<u64> = 0..HUGE_PAGE;
 
-    fn layers(data: &[Range<u64>]) -> MemoryLayers {
-        let file = rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-        let file = File::from(file);
+    fn on_tmpfs() -> File {
+        File::from(memfd_create("memory", MemfdFlags::CLOEXEC).unwrap())
+    }
+
+    fn layers(file: File, data: &[Range<u64>]) -> MemoryLayers {
         file.set_len(4 * HUGE_PAGE).unwrap();
         for part in data {
             let bytes = vec![7; usize::try_from(part.end - part.start).unwrap()];
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn only_what_is_full_and_not_written_is_worthwhile() {
-        let memory = layers(&[0..HUGE_PAGE, HUGE_PAGE..HUGE_PAGE * 6 / 5]);
+        let memory = layers(on_tmpfs(), &[0..HUGE_PAGE, HUGE_PAGE..HUGE_PAGE * 6 / 5]);
         let written = |run: Range<u64>| WorkingSet::new(vec![run]);
         let is = |written: &WorkingSet, number: u64| {
             let chunk = number * HUGE_PAGE..(number + 1) * HUGE_PAGE;
@@ -129,12 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_page_has_the_content_of_the_small_ones() {
-        let memory = layers(&[CHUNK]);
-        gather(&memory, &WorkingSet::default()).unwrap();
-        let mut seen = vec![0; HUGE];
-        memory.read_exact_at(&mut seen, 0).unwrap();
-        assert!(seen.iter().all(|&byte| byte == 7));
-        assert_eq!(memory.data_bytes(&(0..4 * HUGE_PAGE)).unwrap(), HUGE_PAGE);
+    fn the_content_stays_wherever_the_file_is() {
+        for file in [on_tmpfs(), tempfile::tempfile().unwrap()] {
+            let memory = layers(file, &[CHUNK]);
+            gather(&memory, &WorkingSet::default()).unwrap();
+            let mut seen = vec![0; HUGE];
+            memory.read_exact_at(&mut seen, 0).unwrap();
+            assert!(seen.iter().all(|&byte| byte == 7));
+            assert_eq!(memory.data_bytes(&(0..4 * HUGE_PAGE)).unwrap(), HUGE_PAGE);
+        }
     }
 }
