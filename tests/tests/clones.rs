@@ -17,6 +17,9 @@ use minivmm_tests::{Ended, Guest, Host, Running, Vm};
 /// guest is told the time as late as its agent runs; tests/clock.rs looks closely at one clone.
 const TIME_LIMIT: Duration = Duration::from_secs(1);
 
+/// The number of its kind of file system, `TMPFS_MAGIC`.
+const TMPFS: i64 = 0x0102_1994;
+
 /// A guest of which many fit on a host.
 fn small(guest: Guest) -> Guest {
     guest.memory("128M").jobs(&["note-clock /results/clock"])
@@ -120,6 +123,37 @@ fn ten_clones_at_once_are_ten_machines_on_6_1() {
 #[test]
 fn ten_clones_at_once_are_ten_machines_on_6_12() {
     ten_clones(Guest::debian_6_12());
+}
+
+/// KiB of a tmpfs's files that a VM has mapped in huge pages.
+fn huge_kib(vm: &Vm) -> u64 {
+    let path = format!("/proc/{}/smaps_rollup", vm.pid().as_raw_nonzero());
+    let rollup = std::fs::read_to_string(path).unwrap();
+    let line = rollup
+        .lines()
+        .find(|line| line.starts_with("ShmemPmdMapped:"));
+    let number = line.unwrap().split_ascii_whitespace().nth(1).unwrap();
+    number.parse().unwrap()
+}
+
+#[test]
+fn the_first_clone_prepares_its_template_however_short_it_lives() {
+    let host = Host::new();
+    host.create_template("base", &Guest::debian_6_1());
+    let before = digest(&host, "base");
+    let first = host.restore("base");
+    first.minivmm(["rm", "--force"]).ok();
+    assert!(host.store().join("templates/base/working-set").exists());
+
+    let second = host.restore("base");
+    // Other file systems have no such pages.
+    if rustix::fs::statfs(host.store()).unwrap().f_type == TMPFS {
+        let huge = huge_kib(&second);
+        assert!(huge >= 8 << 10, "{huge} KiB, less than a kernel's code");
+    }
+    sleeps(&second);
+    assert_eq!(digest(&host, "base"), before);
+    host.minivmm(["template", "verify", "base"]).ok();
 }
 
 fn every_restore_goes_on(guest: Guest, count: u32) {
