@@ -28,6 +28,7 @@ pub fn gather(memory: &MemoryLayers, written: &WorkingSet) -> Result<(), MemoryE
     let whole = 0..memory.length() / HUGE_PAGE;
     for chunk in whole.map(|number| number * HUGE_PAGE..(number + 1) * HUGE_PAGE) {
         if let Some(file) = worthwhile(memory, written, &chunk)? {
+            let _alone = memory.exchange_pages().map_err(MemoryError::Data)?;
             window.collapse(file, &chunk)?;
         }
     }

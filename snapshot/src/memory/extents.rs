@@ -36,6 +36,7 @@ pub(super) fn data_chunks(
     memory: &MemoryLayers,
     wanted: &RangeSet<u64>,
 ) -> Result<Vec<Chunk>, FileError> {
+    let _still = memory.look_for_holes()?;
     let mut chunks = Vec::new();
     for range in wanted.iter() {
         for (run, layer) in memory.map().runs_in(range) {

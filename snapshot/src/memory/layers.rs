@@ -83,7 +83,8 @@ impl MemoryLayers {
             .map(|(run, layer)| (run, &self.file(layer).file))
     }
 
-    /// Bytes of a range, which is of whole pages, where the files have data and no holes.
+    /// Bytes of a range, which is of whole pages, where the files have data and no holes; fewer while somebody
+    /// exchanges pages ([`Self::exchange_pages`]).
     ///
     /// # Errors
     /// A file cannot be looked at.

@@ -9,6 +9,7 @@ mod chunks;
 mod digests;
 mod error;
 mod extents;
+mod hole_lock;
 mod inherit;
 mod layer_map;
 mod layers;
@@ -27,6 +28,7 @@ use crate::files;
 
 pub use digests::{ChunkDigest, ChunkDigests, FILE_NAME as DIGESTS_NAME};
 pub use error::MemoryError;
+pub use hole_lock::HoleLock;
 pub use inherit::Wanted;
 pub(crate) use inherit::{clear, copy_range, inherit};
 pub use layer_map::{FILE_NAME as LAYERS_NAME, Layer, LayerMap, MAX_LAYERS, MAX_RUNS};
