@@ -12,7 +12,8 @@ pub struct Usage {
     pub rss_bytes: u64,
     /// The same, with what it shares counted in equal parts.
     pub pss_bytes: u64,
-    /// What it has written and nobody else has.
+    /// What it has written and nobody else has. Not the kernel's `Private_Dirty`, which has every page of a file on a
+    /// tmpfs that no other process maps at the moment: of a template with one clone, whole huge pages.
     pub private_bytes: u64,
 }
 
@@ -47,7 +48,7 @@ impl Usage {
             cpu_seconds: (user + system) / ticks_per_second,
             rss_bytes: bytes("Rss:")?,
             pss_bytes: bytes("Pss:")?,
-            private_bytes: bytes("Private_Dirty:")?,
+            private_bytes: bytes("Anonymous:")?,
         })
     }
 }
@@ -59,7 +60,7 @@ mod tests {
     #[test]
     fn kernel_is_understood() {
         let rollup = "00400000-7ffe [rollup]\nRss:  100 kB\nPss:   12 kB\nPss_Dirty:   3 kB\n\
-            Private_Clean:  1 kB\nPrivate_Dirty:  8 kB\n";
+            Private_Clean:  1 kB\nPrivate_Dirty:  9 kB\nAnonymous:  8 kB\n";
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 150 50 0 0 20 0\n";
         let expected = Usage {
             cpu_seconds: 2.0,
