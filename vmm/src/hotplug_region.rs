@@ -8,7 +8,7 @@
 use crate::kvm::KvmVm;
 use crate::layout;
 use crate::map_layers::{ACCESS, map_all, map_over};
-use crate::memory::{MemoryError, RamRange};
+use crate::memory::{MemoryError, RamRange, not_mapped, reserve, usize_of};
 use crate::size::MemorySize;
 use devices::virtio::mem::RegionMemory;
 use devices::virtio::mmio::SharedMemory;
@@ -17,7 +17,6 @@ use snapshot::MemoryLayers;
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestRegionMmap, MmapRegion};
 
 /// Where a machine of this size could grow, and by how much.
@@ -70,27 +69,14 @@ impl Inherited {
 }
 
 impl HotplugRegion {
-    /// Reserves the address space. Nothing is granted yet, and nothing counts as this process's memory:
-    /// a host that does not overcommit would otherwise count every clone at its largest.
+    /// Reserves the address space. Nothing is granted yet.
     ///
     /// # Errors
     /// The host does not give the address space.
     pub fn reserve(range: HotplugRange, memory: SharedMemory) -> Result<Self, MemoryError> {
-        let length =
-            usize::try_from(range.length).map_err(|_| MemoryError::TooLarge(range.length))?;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let reserved = MmapRegionBuilder::new(length)
-            .with_mmap_prot(libc::PROT_NONE)
-            .with_mmap_flags(flags)
-            .build()
-            .map_err(|source| MemoryError::Map {
-                address: range.start.0,
-                length: range.length,
-                source,
-            })?;
         Ok(Self {
             range,
-            reserved: Arc::new(reserved),
+            reserved: Arc::new(reserve(range.start, range.length)?),
             granted: 0,
             inherited: Inherited::default(),
             memory,
@@ -156,7 +142,7 @@ impl HotplugRegion {
         }
         let view = self.view(length)?;
         let address = GuestAddress(self.range.start.0 + self.granted);
-        let offset = usize::try_from(self.granted).map_err(|_| MemoryError::TooLarge(length))?;
+        let offset = usize_of(self.granted)?;
         let host = self.reserved.as_ptr().wrapping_add(offset);
         self.open(offset, length - self.granted)?;
         // SAFETY: the host range is the next part of the reservation, which lives as long as the
@@ -169,7 +155,7 @@ impl HotplugRegion {
 
     /// Lets this process, and so the guest, read and write a part of the reservation.
     fn open(&self, offset: usize, length: u64) -> Result<(), MemoryError> {
-        let bytes = usize::try_from(length).map_err(|_| MemoryError::TooLarge(length))?;
+        let bytes = usize_of(length)?;
         let address = self.reserved.as_ptr().wrapping_add(offset).cast();
         // SAFETY: the caller grants a part of the reservation, which is ours.
         let result = unsafe { libc::mprotect(address, bytes, ACCESS) };
@@ -191,16 +177,12 @@ impl HotplugRegion {
 
     /// The granted part as devices see it.
     fn view(&self, length: u64) -> Result<GuestRegionMmap, MemoryError> {
-        let bytes = usize::try_from(length).map_err(|_| MemoryError::TooLarge(length))?;
+        let bytes = usize_of(length)?;
         let flags = self.reserved.flags();
         // SAFETY: the range is the beginning of the reservation, open for reading and writing, which
         // the machine drops after everybody who uses this view.
         let view = unsafe { MmapRegion::build_raw(self.reserved.as_ptr(), bytes, ACCESS, flags) };
-        let view = view.map_err(|source| MemoryError::Map {
-            address: self.range.start.0,
-            length,
-            source,
-        })?;
+        let view = view.map_err(not_mapped(self.range.start, length))?;
         GuestRegionMmap::new(view, self.range.start).ok_or(MemoryError::TooLarge(length))
     }
 

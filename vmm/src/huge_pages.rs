@@ -5,31 +5,29 @@
 //! on tmpfs (`MADV_COLLAPSE`, Linux 6.1; not where `shmem_enabled` is `deny`).
 
 use crate::map_layers::{COPY_ON_WRITE, map_over};
-use crate::memory::{HUGE_PAGE, MemoryError};
+use crate::memory::{HUGE_PAGE, MemoryError, huge_page_in, reserve, usize_of};
 use snapshot::{MemoryLayers, WorkingSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
-use vm_memory::MmapRegion;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, MmapRegion};
 
 /// What of a huge page has to hold data, in bytes: the rest of it are zeros that take memory from then on, once for
 /// all clones. In the memory of CPUs that are not there yet the kernel has little, and reads in all of it.
 const LEAST_DATA: u64 = HUGE_PAGE / 4;
-/// As an address counts.
-const HUGE: usize = 2 << 20;
 
 /// Asks the kernel for huge pages where a template has data and clones write nothing. It takes some milliseconds.
 ///
 /// # Errors
 /// The files cannot be looked at, or not mapped. A kernel or file system that has no such pages is none.
 pub fn gather(memory: &MemoryLayers, written: &WorkingSet) -> Result<(), MemoryError> {
-    let window = Window::reserve()?;
+    // Room for one, wherever it begins.
+    let window = reserve(GuestAddress(0), 2 * HUGE_PAGE)?;
     let whole = 0..memory.length() / HUGE_PAGE;
     for chunk in whole.map(|number| number * HUGE_PAGE..(number + 1) * HUGE_PAGE) {
         if let Some(file) = worthwhile(memory, written, &chunk)? {
             let _alone = memory.exchange_pages().map_err(MemoryError::Data)?;
-            window.collapse(file, &chunk)?;
+            collapse(&window, file, &chunk)?;
         }
     }
     Ok(())
@@ -54,41 +52,24 @@ fn worthwhile<'m>(
     Ok((data >= LEAST_DATA).then_some(file))
 }
 
-/// Addresses for one huge page.
-struct Window(MmapRegion);
-
-impl Window {
-    fn reserve() -> Result<Self, MemoryError> {
-        let reserved = MmapRegionBuilder::new(2 * HUGE)
-            .with_mmap_prot(libc::PROT_NONE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-            .build();
-        reserved.map(Self).map_err(|source| MemoryError::Map {
-            address: 0,
-            length: 2 * HUGE_PAGE,
-            source,
-        })
-    }
-
-    fn collapse(&self, file: &File, chunk: &Range<u64>) -> Result<(), MemoryError> {
-        let start = self.0.as_ptr();
-        let start = start.wrapping_add(start.align_offset(HUGE));
-        let offset =
-            libc::off_t::try_from(chunk.start).map_err(|_| MemoryError::TooLarge(chunk.start))?;
-        let flags = COPY_ON_WRITE | libc::MAP_FIXED;
-        // SAFETY: the window is ours, and a huge page that is aligned is inside.
-        unsafe { map_over(start, HUGE, flags, file.as_raw_fd(), offset) }
-            .map_err(MemoryError::Load)?;
-        for advice in [libc::MADV_POPULATE_READ, libc::MADV_COLLAPSE] {
-            // SAFETY: the range was just mapped; neither advice changes its content.
-            let result = unsafe { libc::madvise(start.cast(), HUGE, advice) };
-            if result != 0 {
-                let error = std::io::Error::last_os_error();
-                tracing::debug!(%error, at = chunk.start, "No huge page");
-            }
+fn collapse(window: &MmapRegion, file: &File, chunk: &Range<u64>) -> Result<(), MemoryError> {
+    let start = huge_page_in(window)?;
+    let length = usize_of(HUGE_PAGE)?;
+    let offset =
+        libc::off_t::try_from(chunk.start).map_err(|_| MemoryError::TooLarge(chunk.start))?;
+    let flags = COPY_ON_WRITE | libc::MAP_FIXED;
+    // SAFETY: the window is the caller's, and a huge page that is aligned is inside.
+    unsafe { map_over(start, length, flags, file.as_raw_fd(), offset) }
+        .map_err(MemoryError::Load)?;
+    for advice in [libc::MADV_POPULATE_READ, libc::MADV_COLLAPSE] {
+        // SAFETY: the range was just mapped; neither advice changes its content.
+        let result = unsafe { libc::madvise(start.cast(), length, advice) };
+        if result != 0 {
+            let error = std::io::Error::last_os_error();
+            tracing::debug!(%error, at = chunk.start, "No huge page");
         }
-        Ok(())
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -137,7 +118,7 @@ mod tests {
         for file in [on_tmpfs(), tempfile::tempfile().unwrap()] {
             let memory = layers(file, &[CHUNK]);
             gather(&memory, &WorkingSet::default()).unwrap();
-            let mut seen = vec![0; HUGE];
+            let mut seen = vec![0; usize_of(HUGE_PAGE).unwrap()];
             memory.read_exact_at(&mut seen, 0).unwrap();
             assert!(seen.iter().all(|&byte| byte == 7));
             assert_eq!(memory.data_bytes(&(0..4 * HUGE_PAGE)).unwrap(), HUGE_PAGE);

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// What the host maps at once where it can, in bytes.
@@ -57,7 +57,7 @@ pub enum MemoryError {
         length: u64,
         /// The reason.
         #[source]
-        source: vm_memory::mmap::MmapRegionError,
+        source: MmapRegionError,
     },
     /// The host does not map it.
     #[error("Cannot map {length} bytes of guest memory")]
@@ -189,7 +189,7 @@ pub fn map(size: MemorySize, backing: &MemoryBacking) -> Result<MappedRam, Memor
     };
     let mut space = AddressSpace::default();
     let regions = ram_ranges(size).into_iter().map(|range| {
-        let reserved = reserve(range)?;
+        let reserved = reserve(range.start, range.length.saturating_add(HUGE_PAGE))?;
         let region = map_range(range, &reserved, file, flags)?;
         space.0.push(Arc::new(reserved));
         if let MemoryBacking::CopyOnWrite(layers) = backing {
@@ -204,25 +204,34 @@ pub fn map(size: MemorySize, backing: &MemoryBacking) -> Result<MappedRam, Memor
     Ok(MappedRam { memory, space })
 }
 
-/// Address space in which the range finds a place that begins like a huge page.
-fn reserve(range: RamRange) -> Result<MmapRegion, MemoryError> {
-    let length = range.length.saturating_add(HUGE_PAGE);
+/// Addresses of this process for what the guest is to see at `guest`, with nothing there yet. They do not count as
+/// memory: a host that does not overcommit would otherwise count every clone at its largest.
+pub(crate) fn reserve(guest: GuestAddress, length: u64) -> Result<MmapRegion, MemoryError> {
     MmapRegionBuilder::new(usize_of(length)?)
         .with_mmap_prot(libc::PROT_NONE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
         .build()
-        .map_err(not_mapped(range))
+        .map_err(not_mapped(guest, length))
 }
 
-fn not_mapped(range: RamRange) -> impl FnOnce(vm_memory::mmap::MmapRegionError) -> MemoryError {
+/// The first address of a reservation at which a huge page can be. It may be one huge page behind the beginning.
+pub(crate) fn huge_page_in(reserved: &MmapRegion) -> Result<*mut u8, MemoryError> {
+    let start = reserved.as_ptr();
+    Ok(start.wrapping_add(start.align_offset(usize_of(HUGE_PAGE)?)))
+}
+
+pub(crate) fn not_mapped(
+    guest: GuestAddress,
+    length: u64,
+) -> impl FnOnce(MmapRegionError) -> MemoryError {
     move |source| MemoryError::Map {
-        address: range.start.0,
-        length: range.length,
+        address: guest.0,
+        length,
         source,
     }
 }
 
-fn usize_of(bytes: u64) -> Result<usize, MemoryError> {
+pub(crate) fn usize_of(bytes: u64) -> Result<usize, MemoryError> {
     usize::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes))
 }
 
@@ -233,8 +242,7 @@ fn map_range(
     flags: i32,
 ) -> Result<GuestRegionMmap, MemoryError> {
     let length = usize_of(range.length)?;
-    let start = reserved.as_ptr();
-    let start = start.wrapping_add(start.align_offset(usize_of(HUGE_PAGE)?));
+    let start = huge_page_in(reserved)?;
     let flags = flags | libc::MAP_NORESERVE;
     let descriptor = file.map_or(-1, |file| file.as_raw_fd());
     let offset = range.file_offset;
@@ -255,7 +263,9 @@ fn map_range(
     if let Some(file) = file {
         builder = builder.with_file_offset(FileOffset::from_arc(file.clone(), offset));
     }
-    let mapping = builder.build().map_err(not_mapped(range))?;
+    let mapping = builder
+        .build()
+        .map_err(not_mapped(range.start, range.length))?;
     GuestRegionMmap::new(mapping, range.start).ok_or(MemoryError::TooLarge(range.length))
 }
 
@@ -291,12 +301,9 @@ mod tests {
                 let bits = region.as_ptr() as u64 ^ region.start_addr().0;
                 assert_eq!(bits % HUGE_PAGE, 0, "{size} MiB");
             }
-            let (memory, last) = (ram.deref().clone(), GuestAddress(size * (1 << 20) - 1));
+            let memory = ram.deref().clone();
             drop(ram);
-            let last = ram_ranges(mib(size))
-                .last()
-                .map_or(last, |range| GuestAddress(range.start.0 + range.length - 1));
-            memory.write_obj(1_u8, last).unwrap();
+            memory.write_obj(1_u8, memory.last_addr()).unwrap();
             drop(space);
         }
     }
