@@ -26,6 +26,7 @@
 //! | [`pattern`] | bytes of which none can be lost, doubled or moved unseen |
 //! | [`random_notes`] | random numbers that a process reads in clones |
 //! | [`sector`] | sectors of a disk that tell where and when they were written |
+//! | [`smaps`] | what the kernel says of a process's memory |
 //! | [`watch`] | waiting for what happens outside the test |
 //! | [`tiny`] | guests of a few instructions, which need no kernel |
 //! | [`terminal`] | a program that runs on a terminal of its own |
@@ -52,6 +53,7 @@ pub mod random;
 pub mod random_notes;
 pub mod scratch;
 pub mod sector;
+pub mod smaps;
 pub mod terminal;
 pub mod tiny;
 pub mod vm;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use minivmm_tests::clock::GuestClock;
 use minivmm_tests::random::rounds;
 use minivmm_tests::random_notes::RandomNotes;
+use minivmm_tests::smaps::Rollup;
 use minivmm_tests::{Ended, Guest, Host, Running, Vm};
 
 /// What a clone's time may be off by when `restore` has returned. Ten at once share the lab's one CPU, and a
@@ -125,17 +126,6 @@ fn ten_clones_at_once_are_ten_machines_on_6_12() {
     ten_clones(Guest::debian_6_12());
 }
 
-/// KiB of a tmpfs's files that a VM has mapped in huge pages.
-fn huge_kib(vm: &Vm) -> u64 {
-    let path = format!("/proc/{}/smaps_rollup", vm.pid().as_raw_nonzero());
-    let rollup = std::fs::read_to_string(path).unwrap();
-    let line = rollup
-        .lines()
-        .find(|line| line.starts_with("ShmemPmdMapped:"));
-    let number = line.unwrap().split_ascii_whitespace().nth(1).unwrap();
-    number.parse().unwrap()
-}
-
 #[test]
 fn the_first_clone_prepares_its_template_however_short_it_lives() {
     let host = Host::new();
@@ -148,7 +138,10 @@ fn the_first_clone_prepares_its_template_however_short_it_lives() {
     let second = host.restore("base");
     // Other file systems have no such pages.
     if rustix::fs::statfs(host.store()).unwrap().f_type == TMPFS {
-        let huge = huge_kib(&second);
+        let huge = Rollup::of(second.pid())
+            .unwrap()
+            .kib("ShmemPmdMapped:")
+            .unwrap();
         assert!(huge >= 8 << 10, "{huge} KiB, less than a kernel's code");
     }
     sleeps(&second);

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use minivmm_tests::smaps::Rollup;
 
 use crate::contenders::{Ready, Vmm};
 use crate::report::Report;
@@ -109,31 +110,10 @@ pub struct Memory {
 impl Memory {
     /// As it is now.
     pub fn of(vm: &Ready<'_>) -> anyhow::Result<Self> {
-        let path = format!("/proc/{}/smaps_rollup", vm.pid.as_raw_nonzero());
-        let rollup = std::fs::read_to_string(&path).context(path)?;
+        let rollup = Rollup::of(vm.pid).context("Cannot see a VM's memory")?;
         Ok(Self {
-            share: kib(&rollup, "Pss:")?,
-            own: kib(&rollup, "Anonymous:")?,
+            share: rollup.kib("Pss:")?.into(),
+            own: rollup.kib("Anonymous:")?.into(),
         })
-    }
-}
-
-fn kib(rollup: &str, field: &str) -> anyhow::Result<f64> {
-    let line = rollup.lines().find_map(|line| line.strip_prefix(field));
-    let line = line.with_context(|| format!("No {field} in smaps_rollup"))?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fields_are_found_by_their_whole_name() {
-        let rollup =
-            "00400000-7ffe [rollup]\nPss:   12 kB\nPss_Dirty:   3 kB\nPrivate_Dirty:  8 kB\n";
-        assert_eq!(kib(rollup, "Pss:").unwrap(), 12.0);
-        assert_eq!(kib(rollup, "Private_Dirty:").unwrap(), 8.0);
-        assert!(kib(rollup, "Swap:").is_err());
     }
 }
