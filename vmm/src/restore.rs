@@ -60,7 +60,6 @@ impl Machine {
     ///
     /// The memory is mapped copy-on-write; the clone never writes to its files, and they must not
     /// change for as long as the clone lives. Of the pages in `working_set` it has its own from the start.
-    /// `vm` may have been begun before the files were opened.
     ///
     /// # Errors
     /// The files do not belong together or to this program, this host lacks a CPU feature of the
@@ -69,7 +68,21 @@ impl Machine {
         state: &StateFile,
         template_memory: &Arc<MemoryLayers>,
         working_set: &WorkingSet,
+        config: &CloneConfig,
+    ) -> Result<Self, Error> {
+        let vm = EarlyVm::begin();
+        Self::restore_in(vm, state, template_memory, working_set, config)
+    }
+
+    /// As [`Machine::restore`], in a VM that was begun before the files were opened.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn restore_in(
         vm: EarlyVm,
+        state: &StateFile,
+        template_memory: &Arc<MemoryLayers>,
+        working_set: &WorkingSet,
         config: &CloneConfig,
     ) -> Result<Self, Error> {
         let prepared = PreparedClone::new(state, template_memory, working_set, vm)?;

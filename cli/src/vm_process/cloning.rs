@@ -119,11 +119,11 @@ fn start(
     };
     let machine = match made {
         Made::Prepared(prepared) => prepared.into_machine(&config),
-        Made::Begun(vm) => Machine::restore(
+        Made::Begun(vm) => Machine::restore_in(
+            vm,
             template.state(),
             template.memory(),
             &template.working_set(),
-            vm,
             &config,
         ),
     };

@@ -10,7 +10,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use vmm::{
-    BootConfig, CloneConfig, EarlyVm, GenerationId, MacAddress, Machine, MemoryBacking, MemorySize,
+    BootConfig, CloneConfig, GenerationId, MacAddress, Machine, MemoryBacking, MemorySize,
     NetConfig, VcpuCounts, VsockConfig,
 };
 
@@ -46,13 +46,7 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
         net: None,
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
-    Machine::restore(
-        &state,
-        &Arc::new(memory),
-        &WorkingSet::default(),
-        EarlyVm::begin(),
-        &config,
-    )
+    Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
 }
 
 /// A machine that was booted and never ran.

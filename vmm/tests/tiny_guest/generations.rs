@@ -6,7 +6,7 @@ use snapshot::memory::MAX_LAYERS;
 use snapshot::{
     Artifact, GuestSpec, HostInfo, Start, StateFile, Store, Template, TemplateName, TemplateSpec,
 };
-use vmm::{CloneConfig, EarlyVm, FrozenMachine, GenerationId, Machine, MemoryBacking, MemorySize};
+use vmm::{CloneConfig, FrozenMachine, GenerationId, Machine, MemoryBacking, MemorySize};
 
 use crate::{Bench, STARTING, assert_consecutive, collect, counter, memory_size};
 
@@ -48,7 +48,6 @@ impl Line {
             template.state(),
             template.memory(),
             &template.working_set(),
-            EarlyVm::begin(),
             &config,
         )
         .unwrap()
@@ -200,14 +199,8 @@ fn a_map_of_a_shorter_memory_is_refused_before_anything_runs() {
         net: None,
     };
 
-    let error = Machine::restore(
-        short.state(),
-        short.memory(),
-        &short.working_set(),
-        EarlyVm::begin(),
-        &config,
-    )
-    .unwrap_err();
+    let error =
+        Machine::restore(short.state(), short.memory(), &short.working_set(), &config).unwrap_err();
 
     let text = error.to_string();
     assert_eq!(text, "Memory file has 16777216 bytes, expected 33554432");

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use minivmm_tests::tiny::{elf, out};
 use snapshot::{MemoryLayers, WorkingSet};
 use vmm::{
-    BootConfig, CloneConfig, EarlyVm, Error, ExitReason, FrozenMachine, GenerationId, MacAddress,
-    Machine, MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
+    BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, MacAddress, Machine,
+    MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
 };
 
 /// A process that is being started has a copy of every descriptor, and so of every lock, until it runs
@@ -110,13 +110,7 @@ impl Bench {
         };
         let path = self.path("memory");
         let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
-        Machine::restore(
-            &state,
-            &Arc::new(memory),
-            &WorkingSet::default(),
-            EarlyVm::begin(),
-            &config,
-        )
+        Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
     }
 }
 
