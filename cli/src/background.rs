@@ -28,16 +28,13 @@ impl<T: Send + 'static> Background<T> {
         let (wake, waker) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
         let (sender, result) = mpsc::sync_channel(1);
-        std::thread::Builder::new()
-            .name(name.to_owned())
-            .stack_size(vmm::THREAD_STACK)
-            .spawn(move || {
-                if sender.send(work()).is_err() {
-                    tracing::debug!("Nobody waits for a result any more");
-                }
-                // Wakes the loop by its end, after the result is there.
-                drop(waker);
-            })?;
+        vmm::thread(name).spawn(move || {
+            if sender.send(work()).is_err() {
+                tracing::debug!("Nobody waits for a result any more");
+            }
+            // Wakes the loop by its end, after the result is there.
+            drop(waker);
+        })?;
         Ok(Self { wake, result })
     }
 

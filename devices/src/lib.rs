@@ -27,6 +27,11 @@ pub mod serial;
 pub mod virtio;
 pub mod vmgenid;
 
-/// Bytes of the stack of a thread. The usual 2 MiB make one huge page, which is filled with zeros when the
-/// thread begins and is private memory of the VM for as long as that lives.
-pub const THREAD_STACK: usize = 512 << 10;
+/// Begins a thread of a VM process. The usual stack of 2 MiB would be one huge page, which is filled with zeros when
+/// the thread begins and is private memory of the VM for as long as that lives.
+pub fn thread(name: impl Into<String>) -> std::thread::Builder {
+    const STACK: usize = 512 << 10;
+    std::thread::Builder::new()
+        .name(name.into())
+        .stack_size(STACK)
+}

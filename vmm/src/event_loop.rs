@@ -56,9 +56,7 @@ impl EventLoop {
         }
         let parking = Arc::new(Parking::new());
         let thread_parking = parking.clone();
-        let thread = std::thread::Builder::new()
-            .name("events".to_owned())
-            .stack_size(crate::THREAD_STACK)
+        let thread = devices::thread("events")
             .spawn(move || thread_main(manager, &thread_parking))
             .map_err(EventLoopError::Spawn)?;
         Ok(Self {

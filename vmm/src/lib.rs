@@ -57,8 +57,8 @@ pub use config::{
     BootConfig, CloneConfig, DiskConfig, MAX_VCPUS, NetConfig, VcpuCountError, VcpuCounts,
     VsockConfig,
 };
-pub use devices::THREAD_STACK;
 pub use devices::cpu_hotplug::Presence;
+pub use devices::thread;
 pub use devices::virtio::balloon::GuestMemoryStats;
 pub use devices::virtio::blk::Image as DiskImage;
 pub use devices::virtio::net::{MacAddress, open_tap};

@@ -116,10 +116,7 @@ fn adopt(
 ) -> anyhow::Result<Answer> {
     std::thread::scope(|scope| {
         let size = sizing.map(|(sizing, stream)| {
-            std::thread::Builder::new()
-                .name("size".to_owned())
-                .stack_size(vmm::THREAD_STACK)
-                .spawn_scoped(scope, move || sizing.finish(stream, timeout))
+            vmm::thread("size").spawn_scoped(scope, move || sizing.finish(stream, timeout))
         });
         let size = size.transpose().context("Cannot start a thread")?;
         let mut agent = Agent::over(stream);

@@ -18,10 +18,7 @@ impl EarlyVm {
     /// Begins.
     #[must_use]
     pub fn begin() -> Self {
-        let thread = std::thread::Builder::new()
-            .name("create-vm".to_owned())
-            .stack_size(crate::THREAD_STACK)
-            .spawn(BareVm::create);
+        let thread = devices::thread("create-vm").spawn(BareVm::create);
         Self {
             thread: thread.ok(),
         }

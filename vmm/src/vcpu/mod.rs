@@ -98,9 +98,7 @@ impl Vcpu {
         let fd = Arc::new(Mutex::new(vcpu.fd));
         let parking = Arc::new(Parking::new());
         let (thread_fd, thread_parking) = (fd.clone(), parking.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{}", id.0))
-            .stack_size(crate::THREAD_STACK)
+        let thread = devices::thread(format!("vcpu{}", id.0))
             .spawn(move || thread_main(id, &thread_fd, &thread_parking, &surroundings))
             .map_err(|source| VcpuError::Spawn { id, source })?;
         Ok(Self {

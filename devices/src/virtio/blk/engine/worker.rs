@@ -21,10 +21,7 @@ impl Worker {
         let (orders, received) = mpsc::channel();
         let done = Arc::new(Mutex::new(Vec::new()));
         let theirs = done.clone();
-        let thread = std::thread::Builder::new()
-            .name("disk".to_owned())
-            .stack_size(crate::THREAD_STACK)
-            .spawn(move || work(&received, &theirs, &ready))?;
+        let thread = crate::thread("disk").spawn(move || work(&received, &theirs, &ready))?;
         Ok(Self {
             orders: Some(orders),
             done,
