@@ -14,7 +14,8 @@ use crate::error::usage;
 /// it, because each character leaves the guest; not to linger after a panic; not to search for a PCI
 /// bus and three more serial ports, which are not there; and not to patch its locks away while it has
 /// one CPU, because patching them back takes longer than all else when a second one comes.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp";
+const DEFAULT_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp psi=0";
 const DEFAULT_CPUS: u8 = 1;
 const DEFAULT_MEMORY: &str = "256M";
 /// Each possible CPU costs the guest some 200 KiB.
@@ -43,7 +44,7 @@ pub struct MachineArgs {
     /// Initial RAM disk, with the agent in it
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Kernel command line [default: "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp"]
+    /// Kernel command line [default: "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp psi=0"]
     #[arg(long, value_name = "TEXT", value_parser = cmdline, allow_hyphen_values = true)]
     pub cmdline: Option<String>,
     /// vCPUs [default: 1, or the template's]

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 /// below it may have other things to do.
 const BOOT_SECONDS: &str = "300";
 
-const USUAL_CMDLINE: &str = "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp";
+const USUAL_CMDLINE: &str =
+    "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp psi=0";
 
 /// Names are cut here: sockets are in directories that are named after them.
 const NAME_BYTES: usize = 32;

@@ -204,7 +204,7 @@ fn a_busy_guest_grows() {
 #[test]
 fn what_the_guest_does_not_use_is_not_claimed() {
     let host = Host::with_shared_templates();
-    let base = "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp";
+    let base = "console=ttyS0 quiet panic=-1 pci=off 8250.nr_uarts=1 noreplace-smp psi=0";
     let guest = Guest::debian_6_1();
     let stubborn = format!("{base} nr_cpus=1 module_blacklist=virtio_mem");
     let template = host.template(&guest.cmdline(&stubborn));
