@@ -90,7 +90,7 @@ fn make_vcpus(
         let cpuid = cpuid::for_vcpu(host, id, config.cpus.max());
         vcpu_state::set_cpuid(&fd, &cpuid)?;
         boot::prepare_cpu(&fd)?;
-        Ok(NewVcpu { fd, cpuid })
+        Ok(NewVcpu::new(fd, cpuid))
     };
     let vcpus = (0..config.cpus.boot())
         .map(make)

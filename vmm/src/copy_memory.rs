@@ -7,6 +7,7 @@ use crate::memory::{AddressSpace, MemoryError, RamRange, ram_ranges};
 use crate::pagemap;
 use snapshot::{OwnMemory, Wanted};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -133,16 +134,31 @@ pub(crate) fn own_parts(
     memory: &GuestMemoryMmap,
     range: RamRange,
 ) -> Result<Vec<Range<u64>>, MemoryError> {
+    parts(memory, range, pagemap::own_ranges)
+}
+
+/// The parts of `range` that this process has in its page tables, as they are in the memory file.
+pub(crate) fn present_parts(
+    memory: &GuestMemoryMmap,
+    range: RamRange,
+) -> Result<Vec<Range<u64>>, MemoryError> {
+    parts(memory, range, pagemap::present_ranges)
+}
+
+fn parts(
+    memory: &GuestMemoryMmap,
+    range: RamRange,
+    ranges: impl Fn(*const u8, usize) -> io::Result<Vec<Range<usize>>>,
+) -> Result<Vec<Range<u64>>, MemoryError> {
     let Some(region) = memory.find_region(range.start) else {
         return Ok(Vec::new());
     };
     let usize_of = |bytes| usize::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes));
     let offset = usize_of(range.start.0 - region.start_addr().0)?;
     let address = region.as_ptr().wrapping_add(offset);
-    let own =
-        pagemap::own_ranges(address, usize_of(range.length)?).map_err(MemoryError::PageMap)?;
+    let parts = ranges(address, usize_of(range.length)?).map_err(MemoryError::PageMap)?;
     let in_file = |bytes: usize| range.file_offset + bytes as u64;
-    let parts = own.into_iter();
+    let parts = parts.into_iter();
     Ok(parts
         .map(|part| in_file(part.start)..in_file(part.end))
         .collect())
@@ -183,7 +199,7 @@ fn copy(
 }
 
 /// Writes runs of pages that are not all zero.
-fn write_pages(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+fn write_pages(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
     let mut run = 0;
     let mut position = 0;
     for page in bytes.chunks(PAGE) {

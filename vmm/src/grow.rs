@@ -167,7 +167,7 @@ impl Machine {
         vcpu_state::set_cpuid(&fd, &cpuid)?;
         boot::prepare_cpu(&fd)?;
         tsc::follow(&first.fd(), &fd)?;
-        let vcpu = NewVcpu { fd, cpuid };
+        let vcpu = NewVcpu::new(fd, cpuid);
         Ok(Vcpu::spawn(VcpuId(id), vcpu, self.surroundings.clone())?)
     }
 }

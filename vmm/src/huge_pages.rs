@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn only_what_is_full_and_not_written_is_worthwhile() {
         let memory = layers(on_tmpfs(), &[0..HUGE_PAGE, HUGE_PAGE..HUGE_PAGE * 6 / 5]);
-        let written = |run: Range<u64>| WorkingSet::new(vec![run]);
+        let written = |run: Range<u64>| WorkingSet::new(vec![run], Vec::new());
         let is = |written: &WorkingSet, number: u64| {
             let chunk = number * HUGE_PAGE..(number + 1) * HUGE_PAGE;
             worthwhile(&memory, written, &chunk).unwrap().is_some()

@@ -88,6 +88,9 @@ pub enum MemoryError {
     /// The guest's memory cannot be read.
     #[error("Cannot read guest memory")]
     Read(#[source] vm_memory::GuestMemoryError),
+    /// Pages that were borrowed from the guest cannot be given back.
+    #[error("Cannot put back what was in guest memory")]
+    GiveBack(#[source] vm_memory::GuestMemoryError),
     /// The copy cannot be written.
     #[error("Cannot write the copy of guest memory")]
     Write(#[source] std::io::Error),

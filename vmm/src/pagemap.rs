@@ -23,6 +23,23 @@ const OF_A_FILE: u64 = 1 << 61;
 /// # Errors
 /// The kernel does not tell.
 pub fn own_ranges(address: *const u8, length: usize) -> io::Result<Vec<Range<usize>>> {
+    ranges(address, length, is_own)
+}
+
+/// The parts that this process has in its page tables, in the same way: what was touched, and what of a file the
+/// kernel mapped along with it.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn present_ranges(address: *const u8, length: usize) -> io::Result<Vec<Range<usize>>> {
+    ranges(address, length, |entry| entry & PRESENT != 0)
+}
+
+fn ranges(
+    address: *const u8,
+    length: usize,
+    is_wanted: impl Fn(u64) -> bool,
+) -> io::Result<Vec<Range<usize>>> {
     let map = File::open("/proc/self/pagemap")?;
     let first = address as usize / PAGE;
     let pages = length.div_ceil(PAGE);
@@ -34,7 +51,7 @@ pub fn own_ranges(address: *const u8, length: usize) -> io::Result<Vec<Range<usi
         map.read_exact_at(batch, ((first + page) * ENTRY) as u64)?;
         let (batch, _) = batch.as_chunks::<ENTRY>();
         for entry in batch {
-            if is_own(u64::from_ne_bytes(*entry)) {
+            if is_wanted(u64::from_ne_bytes(*entry)) {
                 let start = page * PAGE;
                 let end = (start + PAGE).min(length);
                 match ranges.last_mut() {

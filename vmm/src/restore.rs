@@ -15,7 +15,7 @@ use crate::machine::{Machine, Parts};
 use crate::memory::{self, AddressSpace, MemoryBacking};
 use crate::outcome::Outcome;
 use crate::platform::{Platform, PlatformState};
-use crate::prefault::copy_working_set;
+use crate::prefault::{copy_working_set, map_ahead};
 use crate::size::MemorySize;
 use crate::stages::{Stage, StageTimer};
 use crate::vcpu::NewVcpu;
@@ -25,7 +25,7 @@ use kvm_bindings::{kvm_clock_data, kvm_cpuid_entry2};
 use snapshot::{MemoryLayers, StateFile, WorkingSet};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 /// Everything that a state file holds.
 #[derive(Debug)]
@@ -132,6 +132,25 @@ impl PreparedClone {
             vcpus,
             stages: timer.into_stages(),
         })
+    }
+
+    /// For a clone that waits: also maps for its guest what clones touch until they are ready. It takes as long as
+    /// the guest would lose with it.
+    ///
+    /// # Errors
+    /// KVM refuses to put the first vCPU where it was.
+    pub fn map_ahead(mut self, working_set: &WorkingSet) -> Result<Self, Error> {
+        let mut timer = StageTimer::start();
+        if let (Some(state), false) = (self.saved.vcpus.first(), self.vcpus.is_empty()) {
+            let memory = self.memory.memory().into_inner();
+            let (vm, size) = (&self.vm, self.saved.memory);
+            let first = self.vcpus.remove(0);
+            let first = map_ahead(vm, first, state, &memory, size, working_set)?;
+            self.vcpus.insert(0, first);
+        }
+        timer.finish("mapped ahead");
+        self.stages.extend(timer.into_stages());
+        Ok(self)
     }
 
     /// The second part: the clone gets its identity, its clocks and its threads, and stands where the
@@ -267,10 +286,7 @@ fn restore_vcpus(vm: &KvmVm, states: &[VcpuState]) -> Result<Vec<NewVcpu>, Error
     let make = |(id, state): (u8, &VcpuState)| {
         let fd = vm.create_vcpu(id)?;
         vcpu_state::restore_timeless(vm, &fd, state)?;
-        Ok(NewVcpu {
-            fd,
-            cpuid: state.cpuid.clone(),
-        })
+        Ok(NewVcpu::new(fd, state.cpuid.clone()))
     };
     (0..).zip(states).map(make).collect()
 }

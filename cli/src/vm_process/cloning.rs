@@ -63,6 +63,7 @@ impl Source {
             Made::Begun(vm) => {
                 let working_set = template.working_set();
                 PreparedClone::new(template.state(), template.memory(), &working_set, vm)
+                    .and_then(|prepared| prepared.map_ahead(&working_set))
                     .map(|prepared| Made::Prepared(Box::new(prepared)))
                     .with_context(|| format!("Cannot restore template {}", template.name()))?
             }

@@ -2,6 +2,7 @@
 
 pub mod compat;
 pub mod cpuid;
+pub mod detour;
 pub mod early_vm;
 pub mod error;
 pub mod irqchip;

@@ -32,6 +32,17 @@ pub fn indices(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
     Ok(indices)
 }
 
+/// The MSRs that tell what a CPU can do.
+///
+/// # Errors
+/// `KVM_GET_MSR_FEATURE_INDEX_LIST` fails.
+pub fn features(kvm: &Kvm) -> Result<Vec<u32>, KvmError> {
+    let list = kvm
+        .get_msr_feature_index_list()
+        .map_err(KvmError::call("KVM_GET_MSR_FEATURE_INDEX_LIST"))?;
+    Ok(list.as_slice().to_vec())
+}
+
 /// Reads those of `indices` that this vCPU has.
 ///
 /// KVM lists MSRs that depend on CPUID, and stops at the first that the vCPU lacks; that one is

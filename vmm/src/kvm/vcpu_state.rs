@@ -21,6 +21,13 @@ const LVT_MASKED: u32 = 1 << 16;
 const LVT_TIMER_MODE: u32 = 3 << 17;
 const LVT_TSC_DEADLINE: u32 = 2 << 17;
 
+/// EFER: long mode is active.
+const EFER_LMA: u64 = 1 << 10;
+/// CR4: five levels of page tables.
+const CR4_LA57: u64 = 1 << 12;
+/// CR3: the bits that are the table's address.
+const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
 /// Everything that KVM keeps of one vCPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -38,6 +45,33 @@ pub struct VcpuState {
     tsc_khz: u32,
     tsc_offset: Option<u64>,
     events: kvm_vcpu_events,
+}
+
+/// How a vCPU finds its memory in 64-bit mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongMode {
+    /// Guest physical address of the top page table.
+    pub top_table: u64,
+    /// Whether there are five levels of tables, and not four.
+    pub five_levels: bool,
+}
+
+impl VcpuState {
+    /// The page tables of a vCPU that is in 64-bit code of the kernel's; none in any other.
+    #[must_use]
+    pub fn long_mode(&self) -> Option<LongMode> {
+        let sregs = &self.sregs;
+        let is_kernel = sregs.efer & EFER_LMA != 0 && sregs.cs.l == 1 && sregs.cs.dpl == 0;
+        is_kernel.then_some(LongMode {
+            top_table: sregs.cr3 & TABLE_ADDRESS,
+            five_levels: sregs.cr4 & CR4_LA57 != 0,
+        })
+    }
+
+    /// The special registers.
+    pub(super) fn sregs(&self) -> &kvm_sregs {
+        &self.sregs
+    }
 }
 
 /// Reads the state of a vCPU that is not running and has no access to a device half done.
@@ -106,6 +140,15 @@ pub fn save(
 /// A KVM call fails, or sets less than asked.
 pub fn restore_timeless(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
     set_cpuid(vcpu, &state.cpuid)?;
+    restore_registers(vm, vcpu, state)
+}
+
+/// The part of [`restore_timeless`] that can be done again, for a vCPU that has run something else meanwhile:
+/// CPUID is refused from the first run on.
+///
+/// # Errors
+/// A KVM call fails.
+pub fn restore_registers(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
     vcpu.set_mp_state(state.mp_state)
         .map_err(KvmError::call("KVM_SET_MP_STATE"))?;
     vcpu.set_regs(&state.regs)
@@ -131,6 +174,17 @@ pub fn restore_timed(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
     msrs::write(vcpu, &all_but_deadline(&state.msrs))?;
     vcpu.set_vcpu_events(&state.events)
         .map_err(KvmError::call("KVM_SET_VCPU_EVENTS"))
+}
+
+/// Sets the MSRs that tell what the vCPU can do. KVM since 6.2 refuses to change them once it has run.
+///
+/// # Errors
+/// A KVM call fails, or sets less than asked.
+pub fn restore_features(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
+    let features = msrs::features(vm.kvm())?;
+    let saved = state.msrs.iter();
+    let saved = saved.filter(|msr| features.contains(&msr.index)).copied();
+    msrs::write(vcpu, &saved.collect::<Vec<_>>())
 }
 
 /// Lets the TSC go on in step with kvmclock, which was `then` at the save and is `now` after its

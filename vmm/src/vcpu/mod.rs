@@ -2,6 +2,7 @@
 
 mod exits;
 mod kick;
+mod thread;
 
 use crate::kvm::vcpu_state;
 use crate::outcome::{ExitReason, Outcome};
@@ -17,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use kick::install_handler;
+use thread::VcpuThread;
 
 /// A vCPU answers a kick within microseconds; a host that takes this long is broken.
 const PARK_DEADLINE: Duration = Duration::from_secs(20);
@@ -54,6 +56,12 @@ pub enum VcpuError {
         #[source]
         source: io::Error,
     },
+    /// The thread has panicked.
+    #[error("The thread of {id} has ended")]
+    Lost {
+        /// Which vCPU.
+        id: VcpuId,
+    },
     /// The thread does not come back from the guest.
     #[error("{id} does not stop")]
     Park {
@@ -65,13 +73,51 @@ pub enum VcpuError {
     },
 }
 
-/// A vCPU that has its state but no thread yet.
+/// A vCPU that has its state but runs no guest code yet.
 #[derive(Debug)]
 pub struct NewVcpu {
     /// The KVM vCPU.
     pub fd: VcpuFd,
-    /// The CPUID that it was given.
-    pub cpuid: Vec<kvm_cpuid_entry2>,
+    cpuid: Vec<kvm_cpuid_entry2>,
+    thread: Option<VcpuThread>,
+}
+
+impl NewVcpu {
+    /// A vCPU with the CPUID that it was given.
+    #[must_use]
+    pub fn new(fd: VcpuFd, cpuid: Vec<kvm_cpuid_entry2>) -> Self {
+        Self {
+            fd,
+            cpuid,
+            thread: None,
+        }
+    }
+
+    /// Lets the thread that is to run it do something with it first. No other may: when a vCPU is run by a
+    /// second thread, KVM up to Linux 6.12 waits for an RCU grace period.
+    ///
+    /// # Errors
+    /// The host gives no thread, or the thread panicked.
+    pub fn have<R: Send + 'static>(
+        self,
+        id: VcpuId,
+        work: impl FnOnce(&mut VcpuFd) -> R + Send + 'static,
+    ) -> Result<(Self, R), VcpuError> {
+        let thread = self.thread.map_or_else(|| VcpuThread::start(id), Ok)?;
+        let mut fd = self.fd;
+        let (fd, result) = thread
+            .call(move || {
+                let result = work(&mut fd);
+                (fd, result)
+            })
+            .ok_or(VcpuError::Lost { id })?;
+        let vcpu = Self {
+            fd,
+            cpuid: self.cpuid,
+            thread: Some(thread),
+        };
+        Ok((vcpu, result))
+    }
 }
 
 /// A vCPU and its thread.
@@ -85,7 +131,7 @@ pub struct Vcpu {
 }
 
 impl Vcpu {
-    /// Starts the thread, parked.
+    /// Gives it to its thread, parked.
     ///
     /// # Errors
     /// The host gives no thread.
@@ -94,13 +140,13 @@ impl Vcpu {
         vcpu: NewVcpu,
         surroundings: Arc<Surroundings>,
     ) -> Result<Self, VcpuError> {
+        let thread = vcpu.thread.map_or_else(|| VcpuThread::start(id), Ok)?;
         let cpuid = vcpu.cpuid;
         let fd = Arc::new(Mutex::new(vcpu.fd));
         let parking = Arc::new(Parking::new());
         let (thread_fd, thread_parking) = (fd.clone(), parking.clone());
-        let thread = devices::thread(format!("vcpu{}", id.0))
-            .spawn(move || thread_main(id, &thread_fd, &thread_parking, &surroundings))
-            .map_err(|source| VcpuError::Spawn { id, source })?;
+        let thread =
+            thread.finish_with(move || thread_main(id, &thread_fd, &thread_parking, &surroundings));
         Ok(Self {
             id,
             cpuid,

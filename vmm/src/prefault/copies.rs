@@ -1,31 +1,14 @@
-//! The working set of clones: which pages one has written, and copies of them before another one runs.
+//! Copies of the pages that clones write, before one runs.
 //!
 //! A page that a guest reads and then writes costs three exits: it is mapped for reading, copied, which takes
 //! the mapping away, and mapped again. With a copy made beforehand it costs one.
 
-use crate::Error;
-use crate::copy_memory::{own_parts, part_of};
-use crate::machine::Machine;
+use crate::copy_memory::part_of;
 use crate::memory::{RamRange, ram_ranges};
 use crate::size::MemorySize;
 use rustix::mm::{Advice, madvise};
 use snapshot::WorkingSet;
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap};
-
-impl Machine {
-    /// The pages of a clone's RAM that were written so far, by its guest and its devices. It may run.
-    ///
-    /// # Errors
-    /// The kernel does not tell.
-    pub fn working_set(&self) -> Result<WorkingSet, Error> {
-        let memory = self.memory.memory();
-        let mut written = Vec::new();
-        for range in ram_ranges(self.memory_size) {
-            written.extend(own_parts(&memory, range)?);
-        }
-        Ok(WorkingSet::new(written))
-    }
-}
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
 /// Gives a clone its own copies of these pages, before KVM knows the memory. What cannot be copied now is
 /// copied when the guest writes it.
@@ -65,6 +48,7 @@ fn copy_run(memory: &GuestMemoryMmap, run: RamRange) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::copy_memory::own_parts;
     use crate::memory::{MemoryBacking, map};
     use snapshot::MemoryLayers;
     use std::os::unix::fs::FileExt;
@@ -81,7 +65,7 @@ mod tests {
         let layers = MemoryLayers::plain(file, Path::new("memory")).unwrap();
         let memory = map(size, &MemoryBacking::CopyOnWrite(Arc::new(layers))).unwrap();
         let beyond = size.bytes() - 0x1000..size.bytes() + 0x4000;
-        let set = WorkingSet::new(vec![0x5000..0x7000, beyond]);
+        let set = WorkingSet::new(vec![0x5000..0x7000, beyond], Vec::new());
         copy_working_set(&memory, size, &set);
 
         let whole = RamRange {
