@@ -60,32 +60,52 @@ struct GlobalOptions {
     verbose: u8,
 }
 
-// Only the arguments of the command that is asked for are made up; for all of them it takes milliseconds.
+// Only the arguments of the command that is asked for are made up; for all of them it takes milliseconds. So
+// what the list of commands says of each has to be here as well.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 enum Command {
+    /// Boot a VM. Prints its id; the VM runs in the background.
     Run(commands::run::RunArgs),
+    /// Start a clone of a template. Prints its id; the clone runs in the background.
     Restore(commands::restore::RestoreArgs),
+    /// Keep clones of a template ready, made up to their first instruction, for 'restore --pool'.
     Pool(commands::pool::PoolArgs),
+    /// Change the vCPUs and the memory of a running VM.
     Resize(commands::resize::ResizeArgs),
+    /// Make a template of a running VM, which goes on.
     Snapshot(commands::snapshot::SnapshotArgs),
+    /// Show what VMs take from the host, and what their guests do with it.
     Stats(commands::stats::StatsArgs),
     #[command(subcommand)]
     Template(commands::template::TemplateCommand),
+    /// List VMs. Those that have ended are shown with --all.
     Ps(commands::ps::PsArgs),
+    /// Run a command in a VM and end with its exit code.
     Exec(commands::exec::ExecArgs),
+    /// Copy files between this host and a VM.
     Cp(commands::cp::CpArgs),
+    /// Let ports of this host lead to ports or Unix sockets of a VM.
     PortForward(commands::port_forward::PortForwardArgs),
+    /// Attach the terminal to a VM's serial console. Ctrl-] leaves.
     Console(commands::console::ConsoleArgs),
+    /// Print a VM's console output or its log.
     Logs(commands::logs::LogsArgs),
+    /// Pause VMs: all of their vCPUs stand still when the command returns.
     Pause(commands::pause::PauseArgs),
+    /// Let paused VMs go on. A VM that is not paused is left alone.
     Resume(commands::resume::ResumeArgs),
+    /// Stop VMs: ask the guest to power off, then kill it. The VM stays listed until 'rm'.
     Stop(commands::stop::StopArgs),
+    /// Wait until a VM ends. The exit code tells how, as that of 'run --foreground' does.
     Wait(commands::wait::WaitArgs),
+    /// Remove VMs that have ended or whose process was killed.
     Rm(commands::rm::RmArgs),
     #[command(subcommand)]
     Guest(commands::guest::GuestCommand),
+    /// Print a completion script for a shell.
     Completions(commands::completions::CompletionsArgs),
+    /// Print the manual page, or write the pages of all commands.
     Man(commands::man::ManArgs),
 }
 
@@ -187,6 +207,20 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_listed_with_what_its_own_help_says() {
+        let listed = Cli::command();
+        let mut built = Cli::command();
+        built.build();
+        for command in listed.get_subcommands() {
+            let name = command.get_name();
+            let about = |command: &clap::Command| command.get_about().map(ToString::to_string);
+            let own = built.find_subcommand(name).and_then(about);
+            assert!(own.is_some(), "{name}");
+            assert_eq!(about(command), own, "{name}");
+        }
     }
 
     #[test]
