@@ -11,6 +11,7 @@ use crate::logging;
 use crate::progress::Progress;
 use crate::state::StateDir;
 use crate::timeline::Timeline;
+use crate::vm_process::early::Early;
 
 const EXAMPLES: &str = "\
 EXAMPLES:
@@ -132,6 +133,8 @@ pub struct Context {
     pub progress: Progress,
     /// What happened when since the program started.
     pub timeline: Timeline,
+    /// The process of the clone that is to be, if there is one already.
+    pub early: Option<Early>,
 }
 
 impl Context {
@@ -149,7 +152,7 @@ impl Cli {
     ///
     /// # Errors
     /// What the command reports.
-    pub fn run(self, timeline: Timeline) -> Outcome {
+    pub fn run(self, timeline: Timeline, early: Option<Early>) -> Outcome {
         let options = self.options;
         let mut context = Context {
             state: StateDir::new(options.state_dir.as_deref())?,
@@ -157,6 +160,7 @@ impl Cli {
             verbosity: options.verbose,
             progress: Progress::new(options.quiet),
             timeline,
+            early,
         };
         if !self.command.starts_vms() {
             logging::start_command(options.verbose);

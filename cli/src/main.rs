@@ -41,10 +41,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::timeline::Timeline;
+use crate::vm_process::early::Early;
 
 fn main() -> ExitCode {
     let timeline = Timeline::start();
-    match args::Cli::parse().run(timeline) {
+    let early = Early::begin(std::env::args_os(), &timeline);
+    match args::Cli::parse().run(timeline, early) {
         Ok(code) => ExitCode::from(code),
         Err(error) if error.is::<output::Closed>() => ExitCode::SUCCESS,
         Err(error) => {

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use anyhow::Context;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
+use vmm::EarlyVm;
 
 use super::request::{Request, Stock, Word};
 use crate::error::{FAILURE, SUCCESS, describe};
@@ -58,7 +59,7 @@ fn wait_for_request(
     inheritance: &Inheritance,
 ) -> anyhow::Result<Option<(Source, Request, UnixStream)>> {
     let stock = &inheritance.stock;
-    let source = Source::open(&stock.store, &stock.template)?.prepare()?;
+    let source = Source::open(EarlyVm::begin(), &stock.store, &stock.template)?.prepare()?;
     let private_bytes = Usage::of(std::process::id())?.private_bytes;
     tell(&inheritance.pool, &Word::Ready { private_bytes });
 

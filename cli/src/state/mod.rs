@@ -18,6 +18,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::error::{FAILURE, coded};
 use crate::id::VmId;
@@ -25,7 +26,7 @@ use dir::VmDir;
 use record::Record;
 
 /// Where VMs live while they run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct StateDir {
     root: PathBuf,
 }

@@ -40,12 +40,11 @@ enum Made {
 }
 
 impl Source {
-    /// Opens a template, which cannot be deleted from now on.
+    /// Opens a template, which cannot be deleted from now on. `vm` becomes the clone.
     ///
     /// # Errors
     /// There is none, or it is damaged.
-    pub fn open(store: &Path, template: &TemplateName) -> anyhow::Result<Self> {
-        let vm = EarlyVm::begin();
+    pub fn open(vm: EarlyVm, store: &Path, template: &TemplateName) -> anyhow::Result<Self> {
         let template = Store::open(store)?.acquire(template)?;
         Ok(Self {
             template: Arc::new(template),
@@ -74,8 +73,8 @@ impl Source {
 }
 
 /// Makes a clone, serves it until its end, and returns the exit code.
-pub fn restore(plan: RestorePlan, mut setup: Setup, link: VmEnd) -> u8 {
-    match Source::open(&plan.store, &plan.template) {
+pub fn restore(vm: EarlyVm, plan: RestorePlan, mut setup: Setup, link: VmEnd) -> u8 {
+    match Source::open(vm, &plan.store, &plan.template) {
         Ok(source) => {
             setup.timeline.mark("template open");
             restore_from(source, plan, setup, link)

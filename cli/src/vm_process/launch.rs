@@ -2,7 +2,6 @@
 //! with `--foreground` until its end.
 
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -12,11 +11,10 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, pidfd_send_signal,
 use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
-use super::fork;
-use super::link::{self, CommandEnd, Message};
+use super::link::{CommandEnd, Message};
 use super::plan::{CreatePlan, Created, Plan, Ready, RestorePlan};
+use super::process;
 use super::sizing::SizeReport;
-use super::start::{self, Inheritance};
 use super::taking::{self, NotTaken};
 use crate::args::Context;
 use crate::attach::{Attached, Attachment};
@@ -132,6 +130,7 @@ pub fn template(context: &mut Context, plan: CreatePlan) -> anyhow::Result<Creat
         verbosity: context.verbosity,
         progress: context.progress.take(),
         timeline: context.timeline.clone(),
+        early: None,
     };
     let mut follower = Follower::start(own, Plan::Create(plan), false, false)?;
     let created = follower.until_created();
@@ -191,27 +190,9 @@ impl Follower {
         remove: bool,
     ) -> anyhow::Result<Self> {
         let id = plan.id().clone();
-        let (link, vm_end) = link::pair().context("No descriptors left")?;
-        let (console, console_end) = if foreground {
-            let (ours, theirs) = UnixStream::pair().context("No descriptors left")?;
-            (Some(ours), Some(theirs))
-        } else {
-            (None, None)
-        };
-        context.timeline.mark("process started");
-        let inheritance = Inheritance {
-            plan,
-            state: context.state.clone(),
-            link: vm_end,
-            console: console_end,
-            remove,
-            verbosity: context.verbosity,
-            timeline: context.timeline.clone(),
-        };
-        let pid = fork::fork(move || start::run(inheritance)).context("Cannot fork")?;
-
-        let follower = Self::of(context, id, Process::Child(pid), link)?;
-        let attachment = console.as_ref().map(Attachment::new).transpose()?;
+        let started = process::start(&mut context, plan, foreground, remove)?;
+        let follower = Self::of(context, id, Process::Child(started.pid), started.link)?;
+        let attachment = started.console.as_ref().map(Attachment::new).transpose()?;
         Ok(Self {
             attachment,
             foreground,

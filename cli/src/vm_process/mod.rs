@@ -2,7 +2,9 @@
 //!
 //! | Module | Side | What it does |
 //! |---|---|---|
-//! | [`launch`] | command | forks, shows progress, waits for "ready", or is the console until the end |
+//! | [`process`] | command | starts the process |
+//! | [`launch`] | command | shows progress, waits for "ready", or is the console until the end |
+//! | [`early`] | both | a VM process that is forked before the command has read its arguments |
 //! | [`taking`] | command | asks a pool for a clone |
 //! | [`fork`] | both | the fork itself, and becoming a daemon |
 //! | [`link`] | both | the socket between the two: messages one way, its end the other way |
@@ -26,6 +28,7 @@ mod bring_up;
 pub mod cloning;
 mod console;
 mod disks;
+pub mod early;
 pub mod fork;
 mod freeze;
 pub mod launch;
@@ -33,6 +36,7 @@ pub mod link;
 mod memory_asked;
 pub mod plan;
 pub mod premises;
+mod process;
 mod resizing;
 mod session;
 pub mod sizing;

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
-use vmm::{Machine, MemoryBacking};
+use vmm::{EarlyVm, Machine, MemoryBacking};
 
 use super::bring_up::{Ask, BringUp};
 use super::link::{Message, VmEnd};
@@ -69,7 +69,7 @@ pub fn run(inheritance: Inheritance) -> u8 {
     };
     match plan {
         Plan::Boot(plan) => boot(plan, setup, link),
-        Plan::Restore(plan) => cloning::restore(plan, setup, link),
+        Plan::Restore(plan) => cloning::restore(EarlyVm::begin(), plan, setup, link),
         Plan::Create(plan) => freeze::create(plan, setup, link),
     }
 }

@@ -19,6 +19,8 @@ impl EarlyVm {
     #[must_use]
     pub fn begin() -> Self {
         let thread = devices::thread("create-vm").spawn(BareVm::create);
+        // The wait begins now, also where there is no other CPU.
+        std::thread::yield_now();
         Self {
             thread: thread.ok(),
         }
