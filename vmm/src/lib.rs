@@ -41,6 +41,7 @@ pub mod memory;
 pub mod memory_fault;
 pub mod memory_request;
 mod net_part;
+pub mod one_cpu;
 pub mod outcome;
 mod pagemap;
 pub mod parking;

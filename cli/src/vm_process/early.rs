@@ -5,12 +5,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 use vmm::EarlyVm;
+use vmm::one_cpu::{has_one_cpu, wait_politely};
 
 use super::cloning;
 use super::fork;
@@ -60,9 +62,12 @@ impl Early {
         let (console, its_console) = UnixStream::pair()?;
         its_link.set_nonblocking(true)?;
         let timeline = timeline.clone();
-        let process = fork::fork(move || run(its_link, its_console, timeline))?;
-        // With one CPU it would otherwise begin when the command waits for it.
-        std::thread::yield_now();
+        let (begun, sign) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let process = fork::fork(move || run(its_link, its_console, sign, timeline))?;
+        if has_one_cpu() {
+            // There is nothing to be read: its end is the sign.
+            wait_politely(|| rustix::io::read(&begun, &mut [0])).unwrap_or_default();
+        }
         Ok(Self {
             process: Some(process),
             ends: Some((link, console)),
@@ -115,13 +120,14 @@ fn wants_clone(args: impl IntoIterator<Item = OsString>) -> bool {
 }
 
 /// Is the process, and returns its exit code.
-fn run(link: UnixStream, console: UnixStream, timeline: Timeline) -> u8 {
-    let left = fork::leave_command(&[link.as_fd(), console.as_fd()]);
+fn run(link: UnixStream, console: UnixStream, sign: OwnedFd, timeline: Timeline) -> u8 {
+    let left = fork::leave_command(&[link.as_fd(), console.as_fd(), sign.as_fd()]);
     if let Err(error) = left {
         let error = anyhow::Error::new(error).context("Cannot leave the command's session");
         return fail(&VmEnd::of(link), &error);
     }
     let vm = EarlyVm::begin();
+    drop(sign);
     match wait_for_order(&link) {
         Ok(Some(order)) => obey(order, vm, link, console, timeline),
         Ok(None) => SUCCESS,

@@ -2,12 +2,14 @@
 
 use super::KvmError;
 use super::vm::BareVm;
+use crate::one_cpu::{has_one_cpu, wait_politely};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 /// A VM in the making.
 ///
 /// Kernels up to 6.12 start a thread for each VM in `KVM_CREATE_VM` and move it into the caller's cgroups, which
-/// takes an RCU grace period: 5 to 30 ms in which the caller sleeps.
+/// takes an RCU grace period: 5 to 30 ms in which the caller sleeps. So the sooner it begins the better.
 #[derive(Debug)]
 pub struct EarlyVm {
     /// Without one it is made when it is asked for.
@@ -18,12 +20,18 @@ impl EarlyVm {
     /// Begins.
     #[must_use]
     pub fn begin() -> Self {
-        let thread = devices::thread("create-vm").spawn(BareVm::create);
-        // The wait begins now, also where there is no other CPU.
-        std::thread::yield_now();
-        Self {
-            thread: thread.ok(),
+        let (sign, begun) = mpsc::channel();
+        let create = move || {
+            // Nobody may wait for it.
+            sign.send(()).unwrap_or_default();
+            BareVm::create()
+        };
+        let thread = devices::thread("create-vm").spawn(create).ok();
+        if thread.is_some() && has_one_cpu() {
+            // A thread that is gone has been there.
+            wait_politely(|| begun.recv()).unwrap_or_default();
         }
+        Self { thread }
     }
 
     /// Waits for it.
