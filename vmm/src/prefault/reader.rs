@@ -134,3 +134,109 @@ pub(super) fn hook(mode: LongMode) -> GuestAddress {
 fn tables_between(mode: LongMode) -> usize {
     if mode.five_levels { 2 } else { 1 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOP: u64 = 0x1000;
+
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap()
+    }
+
+    fn mode(five_levels: bool) -> LongMode {
+        LongMode {
+            top_table: TOP,
+            five_levels,
+        }
+    }
+
+    fn loan(memory: &GuestMemoryMmap, mode: LongMode) -> Loan {
+        let pages = [0x20_3000, 0x5000, 0x6000, 0x7000].map(GuestAddress);
+        let pages = pages[..Reader::pages(mode)].to_vec();
+        Loan::take(memory, pages, hook(mode)).unwrap()
+    }
+
+    /// What a CPU finds at a linear address.
+    fn walk(memory: &GuestMemoryMmap, mode: LongMode, linear: u64) -> u64 {
+        let levels = if mode.five_levels { 5 } else { 4 };
+        let significant = 12 + 9 * levels;
+        let sign = (linear as i64) >> (significant - 1);
+        assert!(sign == 0 || sign == -1, "{linear:#x} is not canonical");
+        let mut table = mode.top_table;
+        for level in (2..=levels).rev() {
+            let index = (linear >> (12 + 9 * (level - 1))) & 0x1ff;
+            let entry: u64 = memory.read_obj(GuestAddress(table + index * 8)).unwrap();
+            assert_eq!(entry & 3, 3, "level {level} of {linear:#x}");
+            let is_leaf = entry & 0x80 != 0;
+            assert_eq!(is_leaf, level == 2);
+            table = entry & 0x000f_ffff_ffff_f000;
+        }
+        table + (linear & (CHUNK - 1))
+    }
+
+    #[test]
+    fn the_program_finds_itself_and_its_pages_with_four_and_five_levels() {
+        for mode in [mode(false), mode(true)] {
+            let memory = memory();
+            let loan = loan(&memory, mode);
+            let reader = Reader::install(&memory, mode, &loan).unwrap();
+            let pages: Vec<_> = (0..BATCH as u64)
+                .map(|n| GuestAddress((n * 37 % 31) * CHUNK + n * 0x1000 % CHUNK))
+                .collect();
+            let start = reader.aim(&memory, &pages).unwrap();
+            let at = |linear| GuestAddress(walk(&memory, mode, linear));
+            let mut code = CODE;
+            memory.read_slice(&mut code, at(start.rip)).unwrap();
+            assert_eq!(code, CODE);
+            assert_eq!(start.rcx, pages.len() as u64);
+            for (number, page) in (0..).zip(&pages) {
+                let entry: u32 = memory.read_obj(at(start.rsi + number * 4)).unwrap();
+                assert_eq!(at(start.rbx + u64::from(entry)), *page);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_guest_that_uses_the_hook() {
+        let memory = memory();
+        memory.write_obj(2u64, hook(mode(false))).unwrap();
+        let loan = loan(&memory, mode(false));
+        let refused = Reader::install(&memory, mode(false), &loan);
+        assert!(matches!(refused, Err(PrefaultError::Occupied)));
+        let untouched: u64 = memory.read_obj(GuestAddress(0x20_3000)).unwrap();
+        assert_eq!(untouched, 0);
+    }
+
+    #[test]
+    fn a_loan_is_given_back_whole() {
+        let memory = memory();
+        memory
+            .write_slice(&[9; 3 * PAGE_BYTES], GuestAddress(0x5000))
+            .unwrap();
+        let mode = mode(true);
+        let loan = loan(&memory, mode);
+        let reader = Reader::install(&memory, mode, &loan).unwrap();
+        reader.aim(&memory, &[GuestAddress(0x1234_5678)]).unwrap();
+        loan.give_back(&memory).unwrap();
+        let mut seen = [0; 3 * PAGE_BYTES];
+        memory.read_slice(&mut seen, GuestAddress(0x5000)).unwrap();
+        assert!(seen.iter().all(|&byte| byte == 9));
+        let code: u64 = memory.read_obj(GuestAddress(0x20_3000)).unwrap();
+        let entry: u64 = memory.read_obj(hook(mode)).unwrap();
+        assert_eq!((code, entry), (0, 0));
+    }
+
+    const PAGE_BYTES: usize = super::super::loan::PAGE;
+
+    #[test]
+    fn a_table_that_is_no_memory_of_the_guests_is_an_error() {
+        let memory = memory();
+        let nowhere = LongMode {
+            top_table: 0xffff_0000_0000,
+            five_levels: false,
+        };
+        assert!(Loan::take(&memory, Vec::new(), hook(nowhere)).is_err());
+    }
+}

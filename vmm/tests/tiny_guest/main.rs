@@ -3,6 +3,7 @@
 //! They need `/dev/kvm` but no hardware virtualisation that could boot Linux.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod ahead;
 mod generations;
 mod leaks;
 
