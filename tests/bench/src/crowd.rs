@@ -3,9 +3,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use minivmm_tests::Host;
 use minivmm_tests::smaps::Rollup;
 
-use crate::contenders::{Ready, Vmm};
+use crate::contenders::{Minivmm, Ready, Vmm};
 use crate::report::Report;
 use crate::samples::{Samples, Unit};
 use crate::timed::millis;
@@ -16,6 +17,8 @@ const ROUNDS: u32 = 3;
 /// at again after they have been idle. Then the time: with the first crowd, whoever's it is, a machine that is
 /// emulated gets memory from its host, so that only later ones can be compared.
 pub fn measure(
+    host: &Host,
+    minivmm: &Minivmm<'_>,
     contenders: &[Box<dyn Vmm + '_>],
     most: u32,
     idle_seconds: u64,
@@ -32,7 +35,8 @@ pub fn measure(
             }
         }
     }
-    add_times(contenders, most, report)
+    add_times(contenders, most, report)?;
+    add_pooled_times(host, minivmm, most, report)
 }
 
 fn add_times(
@@ -67,10 +71,43 @@ fn add_times(
     Ok(())
 }
 
+/// A crowd for which a pool was filled before. The others have nothing like it.
+fn add_pooled_times(
+    host: &Host,
+    minivmm: &Minivmm<'_>,
+    count: u32,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut times = Samples::new(Unit::Milliseconds);
+    for _ in 0..ROUNDS {
+        let pool = host.start(["pool", minivmm.template(), "--size", &count.to_string()]);
+        host.until_pool_is_full();
+        let begun = Instant::now();
+        let clones = at_once(count, || minivmm.restore_from_pool())?;
+        times.add(millis(begun.elapsed()));
+        drop(clones);
+        pool.signal(rustix::process::Signal::TERM);
+        pool.wait().ok();
+    }
+    let name = format!("{count} clones at once, all answered");
+    report.add(&name, "minivmm, pool", times);
+    Ok(())
+}
+
 /// Starts so many at once, and waits for all of them.
+///
+/// # Errors
+/// One of them cannot be started.
 pub fn start(vmm: &dyn Vmm, count: u32) -> anyhow::Result<Vec<Ready<'_>>> {
+    at_once(count, || vmm.restore())
+}
+
+fn at_once<'a>(
+    count: u32,
+    restore: impl Fn() -> anyhow::Result<Ready<'a>> + Sync,
+) -> anyhow::Result<Vec<Ready<'a>>> {
     std::thread::scope(|scope| {
-        let starting: Vec<_> = (0..count).map(|_| scope.spawn(|| vmm.restore())).collect();
+        let starting: Vec<_> = (0..count).map(|_| scope.spawn(&restore)).collect();
         let started = starting.into_iter().map(|thread| {
             let started = thread.join();
             started.unwrap_or_else(|_| Err(anyhow::anyhow!("It panicked")))

@@ -39,7 +39,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use minivmm_tests::Host;
 
-use contenders::{Peers, Vmm};
+use contenders::{Minivmm, Peers, Vmm};
 use report::Report;
 
 /// Measure minivmm on this machine's KVM, beside the peers whose paths are given, and print a table.
@@ -120,7 +120,7 @@ fn main() -> anyhow::Result<()> {
 
 /// A guest with a stock kernel, its template, and all who can run it.
 struct Linux<'h> {
-    template: String,
+    minivmm: Minivmm<'h>,
     contenders: Vec<Box<dyn Vmm + 'h>>,
 }
 
@@ -128,7 +128,7 @@ impl<'h> Linux<'h> {
     fn prepare(host: &'h Host, peers: &Peers) -> anyhow::Result<Self> {
         let guest = peers.guest();
         Ok(Self {
-            template: host.template(&guest),
+            minivmm: Minivmm::new(host, &guest),
             contenders: peers.contenders(host, &guest)?,
         })
     }
@@ -140,12 +140,15 @@ impl<'h> Linux<'h> {
         options: &Options,
         report: &mut Report,
     ) -> anyhow::Result<()> {
-        let (template, all, rounds) = (&self.template, &self.contenders, options.rounds);
+        let (minivmm, all, rounds) = (&self.minivmm, &self.contenders, options.rounds);
+        let template = minivmm.template();
         match benchmark {
             Benchmark::Starts => starts::measure(host, rounds, report),
             Benchmark::Restores => restores::measure(host, template, all, rounds, report),
-            Benchmark::Pooled => pooled::measure(host, template, all, rounds, report),
-            Benchmark::Crowd => crowd::measure(all, options.clones, options.idle, report),
+            Benchmark::Pooled => pooled::measure(host, minivmm, all, rounds, report),
+            Benchmark::Crowd => {
+                crowd::measure(host, minivmm, all, options.clones, options.idle, report)
+            }
             Benchmark::Density => density::measure(host, options.dense, report),
             Benchmark::Saves => {
                 saves::measure(host, template, all, report);

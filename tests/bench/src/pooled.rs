@@ -9,9 +9,9 @@ use anyhow::{Context, bail};
 use minivmm_tests::Host;
 use serde_json::{Value, json};
 
-use crate::contenders::Vmm;
+use crate::contenders::{Minivmm, Vmm};
 use crate::report::Report;
-use crate::restores::{Run, floor, restore, take_turns};
+use crate::restores::{Run, floor, take_turns};
 use crate::timed::millis;
 
 /// Clones that wait.
@@ -20,16 +20,19 @@ const SIZE: &str = "2";
 /// Lets all take turns.
 pub fn measure(
     host: &Host,
-    template: &str,
+    minivmm: &Minivmm<'_>,
     contenders: &[Box<dyn Vmm + '_>],
     rounds: u32,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let template = minivmm.template();
     let pool = host.start(["pool", template, "--size", SIZE]);
+    let restore = || Ok(millis(minivmm.restore()?.took));
+    let from_pool = || Ok(millis(minivmm.restore_from_pool()?.took));
     let mut runs: Vec<Run<'_>> = vec![
         ("floor", Box::new(|| floor(host, template))),
-        ("restore", Box::new(|| restore(host, template, &[]))),
-        ("--pool", Box::new(|| restore(host, template, &["--pool"]))),
+        ("restore", Box::new(restore)),
+        ("--pool", Box::new(from_pool)),
         ("request", Box::new(|| request(host, template))),
     ];
     // minivmm without a pool is the first of them, and there already.

@@ -62,18 +62,6 @@ pub fn measure(
     )
 }
 
-/// From the start of the program until it has printed the id.
-pub fn restore(host: &Host, template: &str, options: &[&str]) -> anyhow::Result<f64> {
-    let id = host.new_id();
-    let args = ["restore", template, "--id", &id];
-    let mut command = host.command(args.iter().chain(options));
-    let timed = Timed::start(&mut command).context("The restore")?;
-    let took = timed.took;
-    timed.finish()?;
-    host.minivmm(["rm", "--force", &id]).ok();
-    Ok(millis(took))
-}
-
 /// From the start of the program until the agent's answer.
 pub fn floor(host: &Host, template: &str) -> anyhow::Result<f64> {
     let socket = host.root().join("work").join("floor.sock");

@@ -1,7 +1,7 @@
 //! A program that is timed from its start to the first line that it prints.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 #[derive(Debug)]
 pub struct Timed {
     child: Child,
+    output: BufReader<ChildStdout>,
+    first_line: String,
     /// From before the start until the line was read.
     pub took: Duration,
 }
@@ -25,30 +27,33 @@ impl Timed {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("Cannot start {command:?}"))?;
-        let mut line = String::new();
-        if let Some(stdout) = child.stdout.take() {
-            BufReader::new(stdout).read_line(&mut line)?;
-        }
-        let timed = Self {
+        let output = child.stdout.take().context("It has no output")?;
+        let mut timed = Self {
             child,
-            took: begin.elapsed(),
+            output: BufReader::new(output),
+            first_line: String::new(),
+            took: Duration::ZERO,
         };
-        if line.is_empty() {
+        timed.output.read_line(&mut timed.first_line)?;
+        timed.took = begin.elapsed();
+        if timed.first_line.is_empty() {
             bail!("{command:?} printed nothing");
         }
         Ok(timed)
     }
 
-    /// Waits for its end.
+    /// Waits for its end. Returns all that it has printed.
     ///
     /// # Errors
     /// It failed.
-    pub fn finish(mut self) -> anyhow::Result<()> {
+    pub fn finish(mut self) -> anyhow::Result<String> {
+        let mut printed = std::mem::take(&mut self.first_line);
+        self.output.read_to_string(&mut printed)?;
         let status = self.child.wait()?;
         if !status.success() {
             bail!("It ended with {status}");
         }
-        Ok(())
+        Ok(printed)
     }
 }
 
