@@ -8,7 +8,7 @@
 //! | [`freeze`] | saving one; `idle` is the moment for it |
 //! | [`restore`] | making a clone from what was saved |
 //! | [`copy_memory`] | writing its memory, for a template of a VM that goes on |
-//! | `prefault` | the pages that clones write at once, copied before they run |
+//! | `prefault` | the pages that clones touch at once: copied, or mapped for the guest, before they run |
 //! | [`huge_pages`] | huge pages for what clones read and do not write |
 //! | [`grow`], [`memory_request`] | changing its size while it lives |
 //! | [`kvm`] | every ioctl, and the orders they must have |
@@ -18,6 +18,7 @@
 //! | [`layout`], [`memory`], [`hotplug_region`] | the address map, the RAM in it, and what can be added |
 //! | `map_layers` | mapping a template's memory files |
 //! | [`memory_fault`] | RAM that cannot be reached any more |
+//! | [`one_cpu`] | what begins first where there is one CPU |
 
 mod acpi;
 mod balloon_part;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// A clone that was handed out has the host to itself until it is up, but no longer than this.
-const UNDISTURBED: Duration = Duration::from_secs(1);
+const UNDISTURBED: Duration = Duration::from_secs(5);
 /// The wait after the first member that cannot be made; doubled with every other one.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait.

@@ -146,3 +146,28 @@ fn a_create_that_is_killed_while_it_boots_leaves_nothing() {
         assert_eq!(bench.check_what_is_left(), [""; 0]);
     }
 }
+
+/// A clone's process is there before its command knows what it is to be.
+#[test]
+fn a_process_that_was_not_told_what_to_be_ends_with_its_command() {
+    let bench = Bench::new(GuestCode::Reader);
+    let line = |id: &str| {
+        let machine = bench.machine();
+        format!("restore base --create --id {id} {machine} --timeout 60")
+    };
+    // It makes the template, which takes until there is an agent.
+    let first = bench.start(&line("one"));
+    first.until_stderr("Booting");
+    let before = processes_of(bench.root());
+    let second = bench.start(&line("two"));
+    second.until_stderr("another process makes a template");
+    let more = || processes_of(bench.root()).len() - before.len();
+    assert_eq!(more(), 2, "a command, and the process for its clone");
+    second.signal(Signal::KILL);
+    assert!(!second.wait().stderr().contains("error"));
+    until("the process has ended, too", || more() == 0);
+    first.signal(Signal::TERM);
+    first.wait().stderr();
+    bench.until_settled();
+    assert_eq!(bench.check_what_is_left(), [""; 0]);
+}
