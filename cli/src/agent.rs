@@ -9,6 +9,7 @@ use proto::guest::shutdown_request::Action;
 use proto::{AGENT_PORT, AgentClient, CallError, MIN_ENTROPY_BYTES, agent, guest};
 use serde::{Deserialize, Serialize};
 use ttrpc::Code;
+use vmm::Moment;
 
 use crate::hybrid::{self, ConnectError};
 use crate::id::VmId;
@@ -40,6 +41,8 @@ pub struct Identity {
     pub template: Option<String>,
     /// What its network interface is to be.
     pub network: Option<Box<GuestNetwork>>,
+    /// When time began to pass for it, by two clocks.
+    pub begun: Option<Moment>,
 }
 
 impl Identity {
@@ -61,6 +64,7 @@ impl Identity {
             machine_id: random::hex(&machine),
             template: None,
             network: None,
+            begun: None,
         })
     }
 }
@@ -203,9 +207,12 @@ impl Agent {
     pub fn adopt(&mut self, identity: &Identity, timeout: Duration) -> anyhow::Result<Adopted> {
         let mut entropy = vec![0; MIN_ENTROPY_BYTES];
         random::fill(&mut entropy)?;
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let begun = identity.begun;
+        let (now, asked) = begun.map_or_else(
+            || (SystemTime::now(), Instant::now()),
+            |begun| (begun.realtime, begun.at),
+        );
+        let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let request = guest::AdoptRequest {
             entropy,
             realtime_ns: i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX),
@@ -215,6 +222,8 @@ impl Agent {
             cid: identity.cid.into(),
             id: identity.hostname.clone(),
             template: identity.template.clone().unwrap_or_default(),
+            tsc: begun.map_or(0, |begun| begun.tsc),
+            tsc_khz: begun.map_or(0, |begun| begun.tsc_khz),
             network: identity
                 .network
                 .as_deref()
@@ -222,13 +231,14 @@ impl Agent {
                 .into(),
             ..Default::default()
         };
-        let asked = Instant::now();
         match self.client.adopt(&request, timeout) {
             Ok(response) => {
                 if identity.network.is_some() && response.interface.is_empty() {
                     return Err(no_network_call());
                 }
-                self.correct_time(asked.elapsed(), timeout)?;
+                if !response.clock_is_exact {
+                    self.correct_time(asked.elapsed(), timeout)?;
+                }
                 Ok(Adopted {
                     online_cpus: response.online_cpus,
                     memory_bytes: response.memory_bytes,

@@ -54,6 +54,8 @@ fn answer(request: &Request) -> Vec<u8> {
                 online_cpus: 2,
                 memory_bytes: 7,
                 agent_version: "1".to_owned(),
+                // As an agent that counts the time since then itself.
+                clock_is_exact: asked.tsc_khz == 2_500_000 && asked.tsc == 7,
                 hooks: vec![hook("10-a", ""), hook("20-b", "ended with exit code 7")],
                 ..Default::default()
             }
@@ -102,6 +104,24 @@ fn slow_guest_is_told_the_time_again() {
     let server = serve_late(theirs, false, 2 * TIME_TOLERANCE);
     Agent::over(ours).adopt(&identity(), PROMPT).unwrap();
     assert_eq!(server.join().unwrap(), ["Adopt", "SetGuestDateTime"]);
+}
+
+#[test]
+fn a_guest_that_knows_how_late_it_is_is_told_the_time_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let server = serve_late(theirs, false, 2 * TIME_TOLERANCE);
+    let begun = Some(Moment {
+        realtime: SystemTime::now(),
+        at: Instant::now(),
+        tsc: 7,
+        tsc_khz: 2_500_000,
+    });
+    let identity = Identity {
+        begun,
+        ..identity()
+    };
+    Agent::over(ours).adopt(&identity, PROMPT).unwrap();
+    assert_eq!(server.join().unwrap(), ["Adopt"]);
 }
 
 #[test]

@@ -70,6 +70,7 @@ pub use error::Error;
 pub use freeze::FrozenMachine;
 pub use grow::SizeLimit;
 pub use kvm::EarlyVm;
+pub use kvm::tsc::Moment;
 pub use machine::{ConsoleInput, Machine};
 pub use memory::MemoryBacking;
 pub use memory_fault::MemoryFaults;

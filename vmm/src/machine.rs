@@ -6,6 +6,7 @@ use crate::config::{DiskConfig, VcpuCounts};
 use crate::event_loop::EventLoop;
 use crate::hotplug_region::HotplugRegion;
 use crate::kvm::KvmVm;
+use crate::kvm::tsc::Moment;
 use crate::memory::AddressSpace;
 use crate::outcome::{ExitReason, Outcome};
 use crate::platform::Platform;
@@ -44,6 +45,7 @@ pub struct Machine {
     /// Keeps guest memory mapped for as long as KVM can reach it.
     pub(crate) space: AddressSpace,
     pub(crate) is_clone: bool,
+    pub(crate) begun: Option<Moment>,
 }
 
 /// The parts of a machine whose state is complete but which has no threads yet.
@@ -95,6 +97,7 @@ impl Machine {
             memory: parts.memory,
             space: parts.space,
             is_clone: parts.is_clone,
+            begun: None,
         })
     }
 
@@ -197,6 +200,13 @@ impl Machine {
     #[must_use]
     pub fn stages(&self) -> &[Stage] {
         &self.stages
+    }
+
+    /// When time began to pass for a clone; `None` where the host's clock does not go by the counter that guests have,
+    /// and for a machine that was booted.
+    #[must_use]
+    pub fn begun(&self) -> Option<Moment> {
+        self.begun
     }
 
     /// Readable once the guest has ended.

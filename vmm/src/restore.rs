@@ -175,6 +175,8 @@ impl PreparedClone {
         start_timed(&vcpus, &saved)?;
         let clock = vm.restore(&saved.vm)?;
         start_clocks(&vcpus, &saved, &clock)?;
+        let first = vcpus.first().filter(|_| tsc::is_stable(&clock));
+        let begun = first.and_then(|vcpu| tsc::Moment::now(&vcpu.fd));
         timer.finish("clocks");
 
         let platform = Platform::restore(
@@ -206,6 +208,7 @@ impl PreparedClone {
         let mut machine = Machine::assemble(parts)?;
         timer.finish("threads");
         machine.stages = timer.into_stages();
+        machine.begun = begun;
         Ok(machine)
     }
 }

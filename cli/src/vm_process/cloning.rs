@@ -141,6 +141,7 @@ fn start(
     premises.timeline.mark("vCPUs running");
     let restored_ms = premises.timeline.elapsed_ms();
     premises.identity.template = Some(plan.template.to_string());
+    premises.identity.begun = machine.begun();
     let ask = Ask::Adopt(premises.identity.clone(), sizing);
     let bring_up = if plan.with_agent {
         BringUp::ask(&machine, ask.clone(), plan.timeout, plan.keep)?

@@ -167,7 +167,7 @@ fn a_process_that_was_not_told_what_to_be_ends_with_its_command() {
     assert!(!second.wait().stderr().contains("error"));
     until("the process has ended, too", || more() == 0);
     first.signal(Signal::TERM);
-    first.wait().stderr();
+    assert_composed(&first.wait());
     bench.until_settled();
     assert_eq!(bench.check_what_is_left(), [""; 0]);
 }

@@ -1,11 +1,12 @@
 //! Keeping the vCPUs' time stamp counters in step with each other and with kvmclock.
 
-use super::KvmError;
+use super::{KvmError, msrs};
 use kvm_bindings::{
     KVM_CLOCK_HOST_TSC, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_clock_data, kvm_device_attr,
 };
 use kvm_ioctls::VcpuFd;
 use std::io;
+use std::time::{Instant, SystemTime};
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 // kvm-ioctls offers these for other architectures only. All are _IOW(0xAE, n, 24 bytes).
@@ -16,6 +17,41 @@ const KVM_HAS_DEVICE_ATTR: u64 = 0x4018_aee3;
 /// What is added to the host's counter to get the guest's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TscOffset(pub u64);
+
+/// One moment, by the host's clock and by a guest's counter.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// The host's time.
+    pub realtime: SystemTime,
+    /// The same, to tell how long ago it was.
+    pub at: Instant,
+    /// The guest's time stamp counter.
+    pub tsc: u64,
+    /// How many thousand times a second it counts.
+    pub tsc_khz: u32,
+}
+
+impl Moment {
+    /// Now, on a vCPU that does not run; `None` when KVM does not tell.
+    #[must_use]
+    pub fn now(vcpu: &VcpuFd) -> Option<Self> {
+        let tsc_khz = vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0)?;
+        let (realtime, at) = (SystemTime::now(), Instant::now());
+        let msrs = msrs::read(vcpu, &[msrs::TSC]).ok()?;
+        Some(Self {
+            realtime,
+            at,
+            tsc: msrs.first()?.data,
+            tsc_khz,
+        })
+    }
+}
+
+/// Whether counters of guests are the host's, which its own clock goes by.
+#[must_use]
+pub fn is_stable(clock: &kvm_clock_data) -> bool {
+    clock.flags & KVM_CLOCK_HOST_TSC != 0
+}
 
 /// The offset of a vCPU; `None` on kernels before 5.16, which do not tell.
 ///
@@ -95,7 +131,7 @@ pub fn continued_offset(
     now: &kvm_clock_data,
     khz: u32,
 ) -> Option<TscOffset> {
-    if then.flags & now.flags & KVM_CLOCK_HOST_TSC == 0 {
+    if !is_stable(then) || !is_stable(now) {
         return None;
     }
     let elapsed_ns = u128::from(now.clock.checked_sub(then.clock)?);

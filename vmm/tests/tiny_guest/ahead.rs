@@ -41,7 +41,7 @@ impl Counted {
         drop(machine);
         // The memory that is mapped is not all zeros.
         for page in 0..8 {
-            let content = [0x60 + page; PAGE as usize];
+            let content = [0x60 + page; 4096];
             file.write_all_at(&content, WRITTEN.start + u64::from(page) * PAGE)
                 .unwrap();
         }

@@ -24,9 +24,7 @@ pub fn adopt(
     if !request.template.is_empty() {
         machine.discard_stale_entropy()?;
     }
-    if request.realtime_ns != 0 {
-        clock::set_realtime(request.realtime_ns)?;
-    }
+    let clock_is_exact = set_clock(request)?;
     if !request.hostname.is_empty() {
         host_names::set(&request.hostname)?;
     }
@@ -54,9 +52,21 @@ pub fn adopt(
         agent_version: VERSION.to_owned(),
         entropy_credited: true,
         interface,
+        clock_is_exact,
         hooks: hooks.into_iter().map(result_of).collect(),
         ..Default::default()
     })
+}
+
+/// Whether the time that the request was under way is made up for.
+fn set_clock(request: &AdoptRequest) -> Result<bool, Refusal> {
+    if request.realtime_ns == 0 {
+        return Ok(false);
+    }
+    let elapsed = clock::since_counter(request.tsc, request.tsc_khz);
+    let elapsed_ns = elapsed.map_or(0, |elapsed| i64::try_from(elapsed.as_nanos()).unwrap_or(0));
+    clock::set_realtime(request.realtime_ns.saturating_add(elapsed_ns))?;
+    Ok(elapsed.is_some())
 }
 
 fn run_hooks(machine: &Machine, request: &AdoptRequest) -> Vec<Ran> {

@@ -46,6 +46,10 @@ pub struct AdoptRequest {
     pub template: ::std::string::String,
     // @@protoc_insertion_point(field:minivmm.v1.AdoptRequest.network)
     pub network: ::protobuf::MessageField<Network>,
+    // @@protoc_insertion_point(field:minivmm.v1.AdoptRequest.tsc)
+    pub tsc: u64,
+    // @@protoc_insertion_point(field:minivmm.v1.AdoptRequest.tsc_khz)
+    pub tsc_khz: u32,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.AdoptRequest.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -63,7 +67,7 @@ impl AdoptRequest {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(9);
+        let mut fields = ::std::vec::Vec::with_capacity(11);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "entropy",
@@ -110,6 +114,16 @@ impl AdoptRequest {
             |m: &AdoptRequest| { &m.network },
             |m: &mut AdoptRequest| { &mut m.network },
         ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "tsc",
+            |m: &AdoptRequest| { &m.tsc },
+            |m: &mut AdoptRequest| { &mut m.tsc },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "tsc_khz",
+            |m: &AdoptRequest| { &m.tsc_khz },
+            |m: &mut AdoptRequest| { &mut m.tsc_khz },
+        ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<AdoptRequest>(
             "AdoptRequest",
             fields,
@@ -155,6 +169,12 @@ impl ::protobuf::Message for AdoptRequest {
                 74 => {
                     ::protobuf::rt::read_singular_message_into_field(is, &mut self.network)?;
                 },
+                80 => {
+                    self.tsc = is.read_uint64()?;
+                },
+                88 => {
+                    self.tsc_khz = is.read_uint32()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -195,6 +215,12 @@ impl ::protobuf::Message for AdoptRequest {
             let len = v.compute_size();
             my_size += 1 + ::protobuf::rt::compute_raw_varint64_size(len) + len;
         }
+        if self.tsc != 0 {
+            my_size += ::protobuf::rt::uint64_size(10, self.tsc);
+        }
+        if self.tsc_khz != 0 {
+            my_size += ::protobuf::rt::uint32_size(11, self.tsc_khz);
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -228,6 +254,12 @@ impl ::protobuf::Message for AdoptRequest {
         if let Some(v) = self.network.as_ref() {
             ::protobuf::rt::write_message_field_with_cached_size(9, v, os)?;
         }
+        if self.tsc != 0 {
+            os.write_uint64(10, self.tsc)?;
+        }
+        if self.tsc_khz != 0 {
+            os.write_uint32(11, self.tsc_khz)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -254,6 +286,8 @@ impl ::protobuf::Message for AdoptRequest {
         self.id.clear();
         self.template.clear();
         self.network.clear();
+        self.tsc = 0;
+        self.tsc_khz = 0;
         self.special_fields.clear();
     }
 
@@ -268,6 +302,8 @@ impl ::protobuf::Message for AdoptRequest {
             id: ::std::string::String::new(),
             template: ::std::string::String::new(),
             network: ::protobuf::MessageField::none(),
+            tsc: 0,
+            tsc_khz: 0,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -487,6 +523,8 @@ pub struct AdoptResponse {
     pub hooks: ::std::vec::Vec<HookResult>,
     // @@protoc_insertion_point(field:minivmm.v1.AdoptResponse.interface)
     pub interface: ::std::string::String,
+    // @@protoc_insertion_point(field:minivmm.v1.AdoptResponse.clock_is_exact)
+    pub clock_is_exact: bool,
     // special fields
     // @@protoc_insertion_point(special_field:minivmm.v1.AdoptResponse.special_fields)
     pub special_fields: ::protobuf::SpecialFields,
@@ -504,7 +542,7 @@ impl AdoptResponse {
     }
 
     fn generated_message_descriptor_data() -> ::protobuf::reflect::GeneratedMessageDescriptorData {
-        let mut fields = ::std::vec::Vec::with_capacity(8);
+        let mut fields = ::std::vec::Vec::with_capacity(9);
         let mut oneofs = ::std::vec::Vec::with_capacity(0);
         fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
             "online_cpus",
@@ -545,6 +583,11 @@ impl AdoptResponse {
             "interface",
             |m: &AdoptResponse| { &m.interface },
             |m: &mut AdoptResponse| { &mut m.interface },
+        ));
+        fields.push(::protobuf::reflect::rt::v2::make_simpler_field_accessor::<_, _>(
+            "clock_is_exact",
+            |m: &AdoptResponse| { &m.clock_is_exact },
+            |m: &mut AdoptResponse| { &mut m.clock_is_exact },
         ));
         ::protobuf::reflect::GeneratedMessageDescriptorData::new_2::<AdoptResponse>(
             "AdoptResponse",
@@ -588,6 +631,9 @@ impl ::protobuf::Message for AdoptResponse {
                 66 => {
                     self.interface = is.read_string()?;
                 },
+                72 => {
+                    self.clock_is_exact = is.read_bool()?;
+                },
                 tag => {
                     ::protobuf::rt::read_unknown_or_skip_group(tag, is, self.special_fields.mut_unknown_fields())?;
                 },
@@ -625,6 +671,9 @@ impl ::protobuf::Message for AdoptResponse {
         if !self.interface.is_empty() {
             my_size += ::protobuf::rt::string_size(8, &self.interface);
         }
+        if self.clock_is_exact != false {
+            my_size += 1 + 1;
+        }
         my_size += ::protobuf::rt::unknown_fields_size(self.special_fields.unknown_fields());
         self.special_fields.cached_size().set(my_size as u32);
         my_size
@@ -655,6 +704,9 @@ impl ::protobuf::Message for AdoptResponse {
         if !self.interface.is_empty() {
             os.write_string(8, &self.interface)?;
         }
+        if self.clock_is_exact != false {
+            os.write_bool(9, self.clock_is_exact)?;
+        }
         os.write_unknown_fields(self.special_fields.unknown_fields())?;
         ::std::result::Result::Ok(())
     }
@@ -680,6 +732,7 @@ impl ::protobuf::Message for AdoptResponse {
         self.entropy_credited = false;
         self.hooks.clear();
         self.interface.clear();
+        self.clock_is_exact = false;
         self.special_fields.clear();
     }
 
@@ -693,6 +746,7 @@ impl ::protobuf::Message for AdoptResponse {
             entropy_credited: false,
             hooks: ::std::vec::Vec::new(),
             interface: ::std::string::String::new(),
+            clock_is_exact: false,
             special_fields: ::protobuf::SpecialFields::new(),
         };
         &instance
@@ -3242,75 +3296,77 @@ pub mod shutdown_request {
 
 static file_descriptor_proto_data: &'static [u8] = b"\
     \n\x0bguest.proto\x12\nminivmm.v1\x1a\x1bgoogle/protobuf/empty.proto\"\
-    \x96\x02\n\x0cAdoptRequest\x12\x18\n\x07entropy\x18\x01\x20\x01(\x0cR\
+    \xc1\x02\n\x0cAdoptRequest\x12\x18\n\x07entropy\x18\x01\x20\x01(\x0cR\
     \x07entropy\x12\x1f\n\x0brealtime_ns\x18\x02\x20\x01(\x03R\nrealtimeNs\
     \x12\x1a\n\x08hostname\x18\x03\x20\x01(\tR\x08hostname\x12#\n\rgeneratio\
     n_id\x18\x04\x20\x01(\x0cR\x0cgenerationId\x12\x1d\n\nmachine_id\x18\x05\
     \x20\x01(\tR\tmachineId\x12\x10\n\x03cid\x18\x06\x20\x01(\x04R\x03cid\
     \x12\x0e\n\x02id\x18\x07\x20\x01(\tR\x02id\x12\x1a\n\x08template\x18\x08\
     \x20\x01(\tR\x08template\x12-\n\x07network\x18\t\x20\x01(\x0b2\x13.miniv\
-    mm.v1.NetworkR\x07network\"g\n\x07Network\x12\x10\n\x03mac\x18\x01\x20\
-    \x01(\x0cR\x03mac\x12\x1c\n\taddresses\x18\x02\x20\x03(\tR\taddresses\
-    \x12\x1a\n\x08gateways\x18\x03\x20\x03(\tR\x08gateways\x12\x10\n\x03mtu\
-    \x18\x04\x20\x01(\rR\x03mtu\"\x9a\x02\n\rAdoptResponse\x12\x1f\n\x0bonli\
-    ne_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cmemory_bytes\x18\x02\
-    \x20\x01(\x04R\x0bmemoryBytes\x12\x17\n\x07boot_id\x18\x03\x20\x01(\tR\
-    \x06bootId\x12\x10\n\x03cid\x18\x04\x20\x01(\x04R\x03cid\x12#\n\ragent_v\
-    ersion\x18\x05\x20\x01(\tR\x0cagentVersion\x12)\n\x10entropy_credited\
-    \x18\x06\x20\x01(\x08R\x0fentropyCredited\x12,\n\x05hooks\x18\x07\x20\
-    \x03(\x0b2\x16.minivmm.v1.HookResultR\x05hooks\x12\x1c\n\tinterface\x18\
-    \x08\x20\x01(\tR\tinterface\"k\n\nHookResult\x12\x12\n\x04name\x18\x01\
-    \x20\x01(\tR\x04name\x12\x18\n\x07failure\x18\x02\x20\x01(\tR\x07failure\
-    \x12\x16\n\x06output\x18\x03\x20\x01(\tR\x06output\x12\x17\n\x07took_ms\
-    \x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"\x91\x01\n\x0f\
-    PrepareResponse\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\x07dropped\
-    \x12$\n\x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeBytes\x12&\n\
-    \x0fmem_total_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\x12\x16\n\x06cl\
-    oses\x18\x04\x20\x01(\x08R\x06closes\",\n\x0bHoldRequest\x12\x1d\n\ntime\
-    out_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldResponse\x12\x12\n\
-    \x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eReleaseRequest\"*\n\
-    \x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\x04R\x06heldNs\
-    \"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\x01(\rR\x04cpu\
-    s\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTotalBytes\x12\x1d\
-    \n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\x0badded_bytes\
-    \x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineResponse\x12\x1f\
-    \n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cpresent_cpus\
-    \x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_bytes\x18\x03\
-    \x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\x20\x01(\rR\
-    \x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\rR\rofflineBl\
-    ocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\x1d\n\nhas_\
-    memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecRequest\x12\
-    \x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\x18\x02\x20\
-    \x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\x12\x10\n\
-    \x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\x20\x01(\
-    \rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\x14\n\x05s\
-    tdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\x20\x01(\t\
-    R\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\x12\x10\n\
-    \x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\x01(\x08R\
-    \x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\
-    \x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detached\"&\n\
-    \x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\":\n\
-    \x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\x16\
-    \n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\x12\x17\
-    \n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\x02\
-    \x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_id\x18\
-    \x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\x04rows\
-    \x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownRequest\
-    \x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownRequest.Act\
-    ionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\x06REB\
-    OOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\x05Adop\
-    t\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptResponse\x12B\
-    \n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v1.Prepa\
-    reResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.minivmm\
-    .v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequest\x1a\
-    \x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.v1.Onli\
-    neRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\x17.miniv\
-    mm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wait\x12\x17\
-    .minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\x06Signal\
-    \x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empty\x12;\n\
-    \x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.protobuf.Empt\
-    y\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.google.p\
-    rotobuf.Emptyb\x06proto3\
+    mm.v1.NetworkR\x07network\x12\x10\n\x03tsc\x18\n\x20\x01(\x04R\x03tsc\
+    \x12\x17\n\x07tsc_khz\x18\x0b\x20\x01(\rR\x06tscKhz\"g\n\x07Network\x12\
+    \x10\n\x03mac\x18\x01\x20\x01(\x0cR\x03mac\x12\x1c\n\taddresses\x18\x02\
+    \x20\x03(\tR\taddresses\x12\x1a\n\x08gateways\x18\x03\x20\x03(\tR\x08gat\
+    eways\x12\x10\n\x03mtu\x18\x04\x20\x01(\rR\x03mtu\"\xc0\x02\n\rAdoptResp\
+    onse\x12\x1f\n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0c\
+    memory_bytes\x18\x02\x20\x01(\x04R\x0bmemoryBytes\x12\x17\n\x07boot_id\
+    \x18\x03\x20\x01(\tR\x06bootId\x12\x10\n\x03cid\x18\x04\x20\x01(\x04R\
+    \x03cid\x12#\n\ragent_version\x18\x05\x20\x01(\tR\x0cagentVersion\x12)\n\
+    \x10entropy_credited\x18\x06\x20\x01(\x08R\x0fentropyCredited\x12,\n\x05\
+    hooks\x18\x07\x20\x03(\x0b2\x16.minivmm.v1.HookResultR\x05hooks\x12\x1c\
+    \n\tinterface\x18\x08\x20\x01(\tR\tinterface\x12$\n\x0eclock_is_exact\
+    \x18\t\x20\x01(\x08R\x0cclockIsExact\"k\n\nHookResult\x12\x12\n\x04name\
+    \x18\x01\x20\x01(\tR\x04name\x12\x18\n\x07failure\x18\x02\x20\x01(\tR\
+    \x07failure\x12\x16\n\x06output\x18\x03\x20\x01(\tR\x06output\x12\x17\n\
+    \x07took_ms\x18\x04\x20\x01(\rR\x06tookMs\"\x10\n\x0ePrepareRequest\"\
+    \x91\x01\n\x0fPrepareResponse\x12\x18\n\x07dropped\x18\x01\x20\x01(\x08R\
+    \x07dropped\x12$\n\x0emem_free_bytes\x18\x02\x20\x01(\x04R\x0cmemFreeByt\
+    es\x12&\n\x0fmem_total_bytes\x18\x03\x20\x01(\x04R\rmemTotalBytes\x12\
+    \x16\n\x06closes\x18\x04\x20\x01(\x08R\x06closes\",\n\x0bHoldRequest\x12\
+    \x1d\n\ntimeout_ms\x18\x01\x20\x01(\rR\ttimeoutMs\"\"\n\x0cHoldResponse\
+    \x12\x12\n\x04held\x18\x01\x20\x01(\x08R\x04held\"\x10\n\x0eReleaseReque\
+    st\"*\n\x0fReleaseResponse\x12\x17\n\x07held_ns\x18\x01\x20\x01(\x04R\
+    \x06heldNs\"\x8b\x01\n\rOnlineRequest\x12\x12\n\x04cpus\x18\x01\x20\x01(\
+    \rR\x04cpus\x12&\n\x0fmem_total_bytes\x18\x02\x20\x01(\x04R\rmemTotalByt\
+    es\x12\x1d\n\ntimeout_ms\x18\x03\x20\x01(\rR\ttimeoutMs\x12\x1f\n\x0badd\
+    ed_bytes\x18\x04\x20\x01(\x04R\naddedBytes\"\x81\x02\n\x0eOnlineResponse\
+    \x12\x1f\n\x0bonline_cpus\x18\x01\x20\x01(\rR\nonlineCpus\x12!\n\x0cpres\
+    ent_cpus\x18\x02\x20\x01(\rR\x0bpresentCpus\x12&\n\x0fmem_total_bytes\
+    \x18\x03\x20\x01(\x04R\rmemTotalBytes\x12#\n\ronline_blocks\x18\x04\x20\
+    \x01(\rR\x0conlineBlocks\x12%\n\x0eoffline_blocks\x18\x05\x20\x01(\rR\ro\
+    fflineBlocks\x12\x18\n\x07refused\x18\x06\x20\x01(\tR\x07refused\x12\x1d\
+    \n\nhas_memory\x18\x07\x20\x01(\x08R\thasMemory\"\xe7\x01\n\x0bExecReque\
+    st\x12\x12\n\x04argv\x18\x01\x20\x03(\tR\x04argv\x12\x10\n\x03env\x18\
+    \x02\x20\x03(\tR\x03env\x12\x10\n\x03cwd\x18\x03\x20\x01(\tR\x03cwd\x12\
+    \x10\n\x03tty\x18\x04\x20\x01(\x08R\x03tty\x12\x12\n\x04rows\x18\x05\x20\
+    \x01(\rR\x04rows\x12\x12\n\x04cols\x18\x06\x20\x01(\rR\x04cols\x12\x14\n\
+    \x05stdin\x18\x07\x20\x01(\x08R\x05stdin\x12\x12\n\x04user\x18\x08\x20\
+    \x01(\tR\x04user\x12\x16\n\x06detach\x18\t\x20\x01(\x08R\x06detach\x12\
+    \x10\n\x03log\x18\n\x20\x01(\tR\x03log\x12\x12\n\x04tool\x18\x0b\x20\x01\
+    (\x08R\x04tool\"C\n\x0cExecResponse\x12\x17\n\x07exec_id\x18\x01\x20\x01\
+    (\tR\x06execId\x12\x1a\n\x08detached\x18\x02\x20\x01(\x08R\x08detached\"\
+    &\n\x0bWaitRequest\x12\x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\":\
+    \n\x0cWaitResponse\x12\x12\n\x04code\x18\x01\x20\x01(\x05R\x04code\x12\
+    \x16\n\x06signal\x18\x02\x20\x01(\x05R\x06signal\"@\n\rSignalRequest\x12\
+    \x17\n\x07exec_id\x18\x01\x20\x01(\tR\x06execId\x12\x16\n\x06signal\x18\
+    \x02\x20\x01(\x05R\x06signal\"P\n\rResizeRequest\x12\x17\n\x07exec_id\
+    \x18\x01\x20\x01(\tR\x06execId\x12\x12\n\x04rows\x18\x02\x20\x01(\rR\x04\
+    rows\x12\x12\n\x04cols\x18\x03\x20\x01(\rR\x04cols\"{\n\x0fShutdownReque\
+    st\x12:\n\x06action\x18\x01\x20\x01(\x0e2\".minivmm.v1.ShutdownRequest.A\
+    ctionR\x06action\",\n\x06Action\x12\x0c\n\x08POWEROFF\x10\0\x12\n\n\x06R\
+    EBOOT\x10\x01\x12\x08\n\x04HALT\x10\x022\xfa\x04\n\x05Guest\x12<\n\x05Ad\
+    opt\x12\x18.minivmm.v1.AdoptRequest\x1a\x19.minivmm.v1.AdoptResponse\x12\
+    B\n\x07Prepare\x12\x1a.minivmm.v1.PrepareRequest\x1a\x1b.minivmm.v1.Prep\
+    areResponse\x129\n\x04Hold\x12\x17.minivmm.v1.HoldRequest\x1a\x18.minivm\
+    m.v1.HoldResponse\x12B\n\x07Release\x12\x1a.minivmm.v1.ReleaseRequest\
+    \x1a\x1b.minivmm.v1.ReleaseResponse\x12?\n\x06Online\x12\x19.minivmm.v1.\
+    OnlineRequest\x1a\x1a.minivmm.v1.OnlineResponse\x129\n\x04Exec\x12\x17.m\
+    inivmm.v1.ExecRequest\x1a\x18.minivmm.v1.ExecResponse\x129\n\x04Wait\x12\
+    \x17.minivmm.v1.WaitRequest\x1a\x18.minivmm.v1.WaitResponse\x12;\n\x06Si\
+    gnal\x12\x19.minivmm.v1.SignalRequest\x1a\x16.google.protobuf.Empty\x12;\
+    \n\x06Resize\x12\x19.minivmm.v1.ResizeRequest\x1a\x16.google.protobuf.Em\
+    pty\x12?\n\x08Shutdown\x12\x1b.minivmm.v1.ShutdownRequest\x1a\x16.google\
+    .protobuf.Emptyb\x06proto3\
 ";
 
 /// `FileDescriptorProto` object which was a source for this generated file
