@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::exec::{debug_shell, image};
 use crate::machine::uevent::Uevents;
-use crate::machine::{Machine, host_names, hotplug, machine_id, shutdown, vsock};
+use crate::machine::{Machine, host_names, hotplug, machine_id, memory, shutdown, vsock};
 use crate::server::{Listeners, Server};
 use crate::{VERSION, say};
 
@@ -31,6 +31,7 @@ pub fn run() -> Result<(), Error> {
     best_effort("bring up the loopback interface", loopback::bring_up());
     best_effort("set the host name", host_names::set_from_file());
     best_effort("make a machine id", machine_id::fill_empty());
+    best_effort("keep an idle machine asleep", memory::compact_on_demand());
     // What the host adds later is then in use without a further step.
     hotplug::online_new_memory_automatically();
 

@@ -1,6 +1,7 @@
 //! How much memory there is, and giving back what is only cached.
 
 use std::fs;
+use std::io::ErrorKind;
 
 use rustix::system::sysinfo;
 
@@ -9,6 +10,7 @@ use crate::error::Error;
 const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 /// Page cache, and the dentries and inodes that hold on to it.
 const PAGES_AND_SLABS: &str = "3";
+const PROACTIVE_COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
 
 /// MemTotal and MemFree of /proc/meminfo, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,15 @@ pub fn usage() -> MemoryUse {
 pub fn drop_caches() -> Result<(), Error> {
     rustix::fs::sync();
     fs::write(DROP_CACHES, PAGES_AND_SLABS).map_err(Error::file("write", DROP_CACHES))
+}
+
+/// Lets the kernel compact memory when it needs that, and not ahead of time: for this it wakes up twice a second, in
+/// every clone. Not every kernel does.
+pub fn compact_on_demand() -> Result<(), Error> {
+    match fs::write(PROACTIVE_COMPACTION, "0") {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        written => written.map_err(Error::file("write", PROACTIVE_COMPACTION)),
+    }
 }
 
 #[cfg(test)]
