@@ -135,7 +135,7 @@ fn read_all(
     Ok(())
 }
 
-/// The pages of parts of the memory file, as the guest sees them.
+/// The whole pages of parts of the memory file, as the guest sees them. What begins inside of one is no page.
 fn pages_of(parts: &[Range<u64>], size: MemorySize) -> Vec<GuestAddress> {
     let ranges = ram_ranges(size);
     let spans = parts
@@ -147,6 +147,7 @@ fn pages_of(parts: &[Range<u64>], size: MemorySize) -> Vec<GuestAddress> {
                 .step_by(PAGE)
                 .map(move |at| span.start.0 + at)
         })
+        .filter(|page| page.is_multiple_of(PAGE as u64))
         .map(GuestAddress)
         .collect()
 }
@@ -164,5 +165,6 @@ mod tests {
         let expected = [0x5000, 0x6000, low - 0x1000, 4 << 30];
         assert_eq!(pages.collect::<Vec<_>>(), expected);
         assert!(pages_of(&[], size).is_empty());
+        assert!(pages_of(&[0x5008..0x7008, 9..10], size).is_empty());
     }
 }
