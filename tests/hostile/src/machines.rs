@@ -1,5 +1,5 @@
 //! Target `machines`: a whole saved machine, with a right checksum and senseless values, restored
-//! on this host's KVM. Its vCPUs do not run. Needs `/dev/kvm`.
+//! on this host's KVM as a pool does it. Its vCPUs run nothing of the guest's. Needs `/dev/kvm`.
 
 use crate::edits::{Edit, Sections};
 use crate::input::actions;
@@ -10,8 +10,8 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use vmm::{
-    BootConfig, CloneConfig, GenerationId, MacAddress, Machine, MemoryBacking, MemorySize,
-    NetConfig, VcpuCounts, VsockConfig,
+    BootConfig, CloneConfig, EarlyVm, GenerationId, MacAddress, Machine, MemoryBacking, MemorySize,
+    NetConfig, PreparedClone, VcpuCounts, VsockConfig,
 };
 
 const MEMORY_MIB: u64 = 32;
@@ -46,7 +46,10 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
         net: None,
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
-    Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
+    let some = |length: u64| vec![0x10_0000..0x10_0000 + length];
+    let set = WorkingSet::new(some(64 << 10), some(1 << 20));
+    let prepared = PreparedClone::new(&state, &Arc::new(memory), &set, EarlyVm::begin())?;
+    prepared.map_ahead(&set)?.into_machine(&config)
 }
 
 /// A machine that was booted and never ran.
