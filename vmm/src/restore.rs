@@ -8,7 +8,7 @@ use crate::freeze::{
 };
 use crate::hotplug_region::{HotplugRange, HotplugRegion};
 use crate::kvm::irqchip::{VM_STATE_VERSION, VmState};
-use crate::kvm::vcpu_state::{self, VCPU_STATE_VERSION, VcpuState};
+use crate::kvm::vcpu_state::{self, Counter, VCPU_STATE_VERSION, VcpuState};
 use crate::kvm::{EarlyVm, KvmVm, compat, cpuid, tsc};
 use crate::layout;
 use crate::machine::{Machine, Parts};
@@ -172,9 +172,9 @@ impl PreparedClone {
 
         // The interrupt controllers come after the vCPUs and before any device, whose interrupt
         // would be overwritten.
-        start_timed(&vcpus, &saved)?;
+        let counters = start_timed(&vcpus, &saved)?;
         let clock = vm.restore(&saved.vm)?;
-        start_clocks(&vcpus, &saved, &clock)?;
+        start_clocks(&vcpus, &saved, &counters, &clock)?;
         let first = vcpus.first().filter(|_| tsc::is_stable(&clock));
         let begun = first.and_then(|vcpu| tsc::Moment::now(&vcpu.fd));
         timer.finish("clocks");
@@ -295,22 +295,25 @@ fn restore_vcpus(vm: &KvmVm, states: &[VcpuState]) -> Result<Vec<NewVcpu>, Error
 }
 
 /// Time begins to pass for the vCPUs.
-fn start_timed(vcpus: &[NewVcpu], saved: &SavedMachine) -> Result<(), Error> {
-    for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
-        vcpu_state::restore_timed(&vcpu.fd, state)?;
-    }
+fn start_timed(vcpus: &[NewVcpu], saved: &SavedMachine) -> Result<Vec<Counter>, Error> {
+    let vcpus_and_states = vcpus.iter().zip(&saved.vcpus);
+    let counters = vcpus_and_states
+        .map(|(vcpu, state)| vcpu_state::restore_timed(&vcpu.fd, state))
+        .collect::<Result<_, _>>()?;
     // KVM relates its clock to the counters only when they agree.
-    Ok(tsc::align(vcpus.iter().map(|vcpu| &vcpu.fd))?)
+    tsc::align(vcpus.iter().map(|vcpu| &vcpu.fd))?;
+    Ok(counters)
 }
 
 /// Counters first, then the timers that are compared with them.
 fn start_clocks(
     vcpus: &[NewVcpu],
     saved: &SavedMachine,
+    counters: &[Counter],
     now: &kvm_clock_data,
 ) -> Result<(), Error> {
-    for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
-        vcpu_state::continue_tsc(&vcpu.fd, state, saved.vm.clock(), now)?;
+    for ((vcpu, state), counter) in vcpus.iter().zip(&saved.vcpus).zip(counters) {
+        vcpu_state::continue_tsc(&vcpu.fd, state, *counter, saved.vm.clock(), now)?;
     }
     for (vcpu, state) in vcpus.iter().zip(&saved.vcpus) {
         vcpu_state::arm_timer(&vcpu.fd, state)?;

@@ -28,6 +28,15 @@ const CR4_LA57: u64 = 1 << 12;
 /// CR3: the bits that are the table's address.
 const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
+/// What a vCPU's time stamp counter counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Counter {
+    /// The ticks of the host's own.
+    Hosts,
+    /// Ticks of another frequency, which the CPU makes of the host's. One cannot be told from the other by an offset.
+    Scaled,
+}
+
 /// Everything that KVM keeps of one vCPU.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct VcpuState {
@@ -167,13 +176,14 @@ pub fn restore_registers(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result
 ///
 /// # Errors
 /// A KVM call fails, or sets less than asked.
-pub fn restore_timed(vcpu: &VcpuFd, state: &VcpuState) -> Result<(), KvmError> {
+pub fn restore_timed(vcpu: &VcpuFd, state: &VcpuState) -> Result<Counter, KvmError> {
     vcpu.set_lapic(&state.lapic)
         .map_err(KvmError::call("KVM_SET_LAPIC"))?;
-    set_tsc_frequency(vcpu, state.tsc_khz)?;
+    let counter = set_tsc_frequency(vcpu, state.tsc_khz)?;
     msrs::write(vcpu, &all_but_deadline(&state.msrs))?;
     vcpu.set_vcpu_events(&state.events)
-        .map_err(KvmError::call("KVM_SET_VCPU_EVENTS"))
+        .map_err(KvmError::call("KVM_SET_VCPU_EVENTS"))?;
+    Ok(counter)
 }
 
 /// Sets the MSRs that tell what the vCPU can do. KVM since 6.2 refuses to change them once it has run.
@@ -196,12 +206,14 @@ pub fn restore_features(vm: &KvmVm, vcpu: &VcpuFd, state: &VcpuState) -> Result<
 pub fn continue_tsc(
     vcpu: &VcpuFd,
     state: &VcpuState,
+    counter: Counter,
     then: &kvm_clock_data,
     now: &kvm_clock_data,
 ) -> Result<(), KvmError> {
-    // With a scaled counter the host's ticks are not the guest's.
-    let scaled = vcpu.get_tsc_khz().ok() != Some(state.tsc_khz);
-    let saved = state.tsc_offset.filter(|_| !scaled).map(TscOffset);
+    let saved = match counter {
+        Counter::Hosts => state.tsc_offset.map(TscOffset),
+        Counter::Scaled => None,
+    };
     let offset = saved.and_then(|saved| tsc::continued_offset(saved, then, now, state.tsc_khz));
     tracing::debug!(?saved, ?offset, ?then, ?now, "TSC goes on");
     offset.map_or(Ok(()), |offset| tsc::set_offset(vcpu, offset))
@@ -280,15 +292,25 @@ fn all_but_deadline(msrs: &[kvm_msr_entry]) -> Vec<kvm_msr_entry> {
 }
 
 /// Hosts without TSC scaling refuse any frequency but their own, so it is set only when it
-/// differs by more than the 250 ppm that Linux tolerates.
-fn set_tsc_frequency(vcpu: &VcpuFd, saved_khz: u32) -> Result<(), KvmError> {
+/// differs by more than the 250 ppm that Linux tolerates. By less it does after each boot of a host, which measures its
+/// counter then.
+fn set_tsc_frequency(vcpu: &VcpuFd, saved_khz: u32) -> Result<Counter, KvmError> {
     let host_khz = vcpu.get_tsc_khz().unwrap_or(0);
+    let counter = counter_for(host_khz, saved_khz);
+    if counter == Counter::Scaled {
+        vcpu.set_tsc_khz(saved_khz)
+            .map_err(KvmError::call("KVM_SET_TSC_KHZ"))?;
+    }
+    Ok(counter)
+}
+
+fn counter_for(host_khz: u32, saved_khz: u32) -> Counter {
     let tolerance = u64::from(saved_khz) * 250 / 1_000_000;
     if saved_khz == 0 || u64::from(host_khz.abs_diff(saved_khz)) <= tolerance {
-        return Ok(());
+        Counter::Hosts
+    } else {
+        Counter::Scaled
     }
-    vcpu.set_tsc_khz(saved_khz)
-        .map_err(KvmError::call("KVM_SET_TSC_KHZ"))
 }
 
 /// 32-bit words behind the 4 KiB that every XSAVE area has.
@@ -375,6 +397,16 @@ mod tests {
             .map(|msr| msr.index)
             .collect();
         assert_eq!(order, [TSC, 0x1b, 0x174]);
+    }
+
+    #[test]
+    fn a_host_that_was_booted_again_counts_as_it_did() {
+        let counter = |host| counter_for(host, 2_596_106);
+        assert_eq!(counter(2_596_106), Counter::Hosts);
+        assert_eq!(counter(2_596_107), Counter::Hosts);
+        assert_eq!(counter(2_596_106 - 649), Counter::Hosts);
+        assert_eq!(counter(2_596_106 + 650), Counter::Scaled);
+        assert_eq!(counter_for(2_596_106, 0), Counter::Hosts);
     }
 
     #[test]

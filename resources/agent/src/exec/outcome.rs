@@ -8,8 +8,9 @@ use ttrpc::Code;
 
 use crate::error::Refusal;
 
-/// How long the host may take to attach all streams.
-pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the host may take to attach all streams, each over a connection of its own. A host that is busy takes its
+/// time; one that has died is to leave nothing behind.
+pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How a command ended.
 #[derive(Clone, Debug)]
@@ -22,6 +23,12 @@ pub enum Outcome {
     NeverAttached,
 }
 
+/// Why a command never ran whose streams were not attached.
+pub fn never_attached() -> String {
+    let seconds = ATTACH_TIMEOUT.as_secs();
+    format!("Not all streams were attached within {seconds} s")
+}
+
 impl Outcome {
     /// The answer to `Wait`.
     pub fn answer(&self) -> Result<WaitResponse, Refusal> {
@@ -29,9 +36,7 @@ impl Outcome {
             Self::Exited(code) => (*code, 0),
             Self::Killed(signal) => (0, *signal),
             Self::NeverAttached => {
-                let seconds = ATTACH_TIMEOUT.as_secs();
-                let text = format!("Not all streams were attached within {seconds} s");
-                return Err(Refusal::new(Code::DEADLINE_EXCEEDED, text));
+                return Err(Refusal::new(Code::DEADLINE_EXCEEDED, never_attached()));
             }
         };
         Ok(WaitResponse {

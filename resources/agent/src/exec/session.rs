@@ -13,7 +13,7 @@ use ttrpc::Code;
 use crate::error::{Error, Refusal};
 use crate::exec::End;
 use crate::exec::channel::Channel;
-use crate::exec::outcome::{ATTACH_TIMEOUT, Outcome};
+use crate::exec::outcome::{ATTACH_TIMEOUT, Outcome, never_attached};
 use crate::exec::plan::{Log, Plan, window};
 use crate::exec::pump::{Progress, Pump};
 use crate::exec::spawn::{Started, spawn, spawn_detached};
@@ -128,6 +128,13 @@ impl Session {
     /// Whether `stream` may be attached now; the reason if not.
     pub fn may_attach(&mut self, stream: Stream) -> Result<(), String> {
         let id = self.id;
+        if let State::Ended {
+            outcome: Outcome::NeverAttached,
+            ..
+        } = self.state
+        {
+            return Err(never_attached());
+        }
         match self.channel(stream) {
             Channel::Expected => Ok(()),
             Channel::None => Err(format!("command {id} has no {stream}")),
