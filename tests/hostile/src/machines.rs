@@ -46,7 +46,7 @@ fn restore(sections: &Sections, memory: File, directory: &Path) -> Result<Machin
         net: None,
     };
     let memory = must(MemoryLayers::plain(memory, Path::new("memory")));
-    let some = |length: u64| vec![0x10_0000..0x10_0000 + length];
+    let some = |length: u64| vec![0..0x1000, 0x10_0000..0x10_0000 + length];
     let set = WorkingSet::new(some(64 << 10), some(1 << 20));
     let prepared = PreparedClone::new(&state, &Arc::new(memory), &set, EarlyVm::begin())?;
     prepared.map_ahead(&set)?.into_machine(&config)

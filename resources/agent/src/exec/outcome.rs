@@ -10,7 +10,7 @@ use crate::error::Refusal;
 
 /// How long the host may take to attach all streams, each over a connection of its own. A host that is busy takes its
 /// time; one that has died is to leave nothing behind.
-pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(60);
+pub const ATTACH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a command ended.
 #[derive(Clone, Debug)]

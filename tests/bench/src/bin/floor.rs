@@ -211,10 +211,10 @@ fn restore_vcpu(vm: &KvmVm, state: &StateFile) -> anyhow::Result<VcpuFd> {
     let saved_vm: VmState = state.section("vm", VM_STATE_VERSION..=VM_STATE_VERSION)?;
     let vcpu = vm.create_vcpu(0)?;
     vcpu_state::restore_timeless(vm, &vcpu, &saved)?;
-    vcpu_state::restore_timed(&vcpu, &saved)?;
+    let counter = vcpu_state::restore_timed(&vcpu, &saved)?;
     tsc::align([&vcpu])?;
     let now = vm.restore(&saved_vm)?;
-    vcpu_state::continue_tsc(&vcpu, &saved, saved_vm.clock(), &now)?;
+    vcpu_state::continue_tsc(&vcpu, &saved, counter, saved_vm.clock(), &now)?;
     vcpu_state::arm_timer(&vcpu, &saved)?;
     vcpu_state::announce_pause(&vcpu);
     Ok(vcpu)
