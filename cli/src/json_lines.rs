@@ -3,9 +3,12 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::poll;
 
 /// Longer than any line that one of our processes writes, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
@@ -18,6 +21,29 @@ pub fn send(mut stream: &UnixStream, value: &impl Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     stream.write_all(&line)
+}
+
+/// Waits for the first line, on a socket that does not block; `None` when the other side is gone without one.
+///
+/// # Errors
+/// The socket failed, what came is none of ours, or nothing came until `deadline` ([`ErrorKind::TimedOut`]).
+pub fn first<T: DeserializeOwned>(
+    stream: &UnixStream,
+    deadline: Option<Instant>,
+) -> io::Result<Option<T>> {
+    let mut lines = Lines::default();
+    loop {
+        let (mut values, open) = lines.receive(stream)?;
+        if let Some(value) = values.pop_front() {
+            return Ok(Some(value));
+        }
+        if !open {
+            return Ok(None);
+        }
+        if !poll::readable(stream, deadline)? {
+            return Err(ErrorKind::TimedOut.into());
+        }
+    }
 }
 
 /// Lines that come in pieces, from a socket that does not block.

@@ -4,18 +4,26 @@
 //! for that much later. With more CPUs it runs at once, beside its maker.
 
 use std::io;
+use vmm_sys_util::syscall::SyscallReturnCode;
+
+/// With one CPU, waits for a sign of somebody who was just made, and lets them go on after it until they sleep. With
+/// more nobody is waited for.
+pub fn let_begin(wait: impl FnOnce()) {
+    if has_one_cpu() {
+        wait_politely(wait);
+    }
+}
 
 /// Whether this thread has one CPU only.
-#[must_use]
-pub fn has_one_cpu() -> bool {
+fn has_one_cpu() -> bool {
     rustix::thread::sched_getaffinity(None).is_ok_and(|cpus| cpus.count() == 1)
 }
 
-/// Waits for a sign of somebody who was just made, and lets them go on after it until they sleep.
+/// Waits, and takes the CPU from nobody when it is over.
 ///
 /// As a rule a thread that is woken takes the CPU from who wakes it. One of the batch class does not
 /// (sched(7)), so this thread is of that class meanwhile.
-pub fn wait_politely<T>(wait: impl FnOnce() -> T) -> T {
+fn wait_politely<T>(wait: impl FnOnce() -> T) -> T {
     let changed = policy() == Some(libc::SCHED_OTHER) && set_policy(libc::SCHED_BATCH).is_ok();
     let sign = wait();
     if changed && let Err(error) = set_policy(libc::SCHED_OTHER) {
@@ -34,11 +42,7 @@ fn set_policy(policy: libc::c_int) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the call reads the parameters, which outlive it, and changes how the calling thread is scheduled.
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    SyscallReturnCode(result).into_empty_result()
 }
 
 #[cfg(test)]

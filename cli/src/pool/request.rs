@@ -3,6 +3,7 @@
 //! The command connects to the pool's socket and writes its request; from then on the connection is the link
 //! to the VM process ([`crate::vm_process::link`]).
 
+use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use snapshot::TemplateName;
 
-use crate::json_lines::Lines;
+use crate::json_lines;
 use crate::poll;
 use crate::vm_process::plan::RestorePlan;
 
@@ -79,20 +80,13 @@ impl Request {
     pub fn read(caller: &UnixStream, stock: &Stock) -> anyhow::Result<Option<Self>> {
         caller.set_nonblocking(true)?;
         let deadline = Instant::now() + REQUEST_TIME;
-        let mut lines = Lines::default();
-        let request = loop {
-            let (mut requests, open) = lines
-                .receive::<Self>(caller)
-                .context("That is no request for a clone")?;
-            if let Some(request) = requests.pop_front() {
-                break request;
+        let request: Self = match json_lines::first(caller, Some(deadline)) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                bail!("No request came within {} s", REQUEST_TIME.as_secs())
             }
-            if !open {
-                return Ok(None);
-            }
-            if !poll::readable(caller, Some(deadline))? {
-                bail!("No request came within {} s", REQUEST_TIME.as_secs());
-            }
+            Err(error) => return Err(error).context("That is no request for a clone"),
         };
         if poll::has_hung_up(caller) {
             return Ok(None);

@@ -12,7 +12,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use serde::{Deserialize, Serialize};
 use vmm::EarlyVm;
-use vmm::one_cpu::{has_one_cpu, wait_politely};
+use vmm::one_cpu::let_begin;
 
 use super::cloning;
 use super::fork;
@@ -21,8 +21,7 @@ use super::plan::RestorePlan;
 use super::premises::{Setup, fail};
 use super::process::Started;
 use crate::error::SUCCESS;
-use crate::json_lines::{self, Lines};
-use crate::poll;
+use crate::json_lines;
 use crate::state::StateDir;
 use crate::timeline::Timeline;
 
@@ -43,9 +42,14 @@ pub struct Order {
 
 /// The process, as its command sees it. One that gets no order ends when this is dropped.
 #[derive(Debug)]
-pub struct Early {
-    process: Option<Pid>,
-    ends: Option<(UnixStream, UnixStream)>,
+pub struct Early(Option<Waiting>);
+
+/// A process that waits for its order.
+#[derive(Debug)]
+struct Waiting {
+    pid: Pid,
+    link: UnixStream,
+    console: UnixStream,
 }
 
 impl Early {
@@ -63,15 +67,12 @@ impl Early {
         its_link.set_nonblocking(true)?;
         let timeline = timeline.clone();
         let (begun, sign) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
-        let process = fork::fork(move || run(its_link, its_console, sign, timeline))?;
-        if has_one_cpu() {
-            // There is nothing to be read: its end is the sign.
-            wait_politely(|| rustix::io::read(&begun, &mut [0])).unwrap_or_default();
-        }
-        Ok(Self {
-            process: Some(process),
-            ends: Some((link, console)),
-        })
+        let pid = fork::fork(move || run(its_link, its_console, sign, timeline))?;
+        // There is nothing to be read: its end is the sign.
+        let_begin(|| {
+            rustix::io::read(&begun, &mut [0]).unwrap_or_default();
+        });
+        Ok(Self(Some(Waiting { pid, link, console })))
     }
 
     /// Gives the order.
@@ -79,13 +80,14 @@ impl Early {
     /// # Errors
     /// The order, when it cannot be given: the process is gone, or a path in it is no text.
     pub fn give(mut self, order: Order) -> Result<Started, Box<Order>> {
-        let (Some(pid), Some((link, console))) = (self.process, self.ends.take()) else {
+        let send = |link: &UnixStream| {
+            json_lines::send(link, &order)?;
+            link.set_nonblocking(true)
+        };
+        let given = self.0.take_if(|waiting| send(&waiting.link).is_ok());
+        let Some(Waiting { pid, link, console }) = given else {
             return Err(Box::new(order));
         };
-        if json_lines::send(&link, &order).is_err() || link.set_nonblocking(true).is_err() {
-            return Err(Box::new(order));
-        }
-        self.process = None;
         Ok(Started {
             pid,
             link: CommandEnd::of(link),
@@ -96,10 +98,10 @@ impl Early {
 
 impl Drop for Early {
     fn drop(&mut self) {
-        drop(self.ends.take());
-        if let Some(process) = self.process {
+        if let Some(Waiting { pid, link, console }) = self.0.take() {
+            drop((link, console));
             // It ends by itself, as soon as KVM lets it.
-            waitpid(Some(process), WaitOptions::empty()).unwrap_or_default();
+            waitpid(Some(pid), WaitOptions::empty()).unwrap_or_default();
         }
     }
 }
@@ -128,28 +130,13 @@ fn run(link: UnixStream, console: UnixStream, sign: OwnedFd, timeline: Timeline)
     }
     let vm = EarlyVm::begin();
     drop(sign);
-    match wait_for_order(&link) {
+    match json_lines::first(&link, None) {
         Ok(Some(order)) => obey(order, vm, link, console, timeline),
         Ok(None) => SUCCESS,
         Err(error) => {
             let error = anyhow::Error::new(error).context("The command sent something unexpected");
             fail(&VmEnd::of(link), &error)
         }
-    }
-}
-
-/// None when the command ends without one.
-fn wait_for_order(link: &UnixStream) -> io::Result<Option<Order>> {
-    let mut lines = Lines::default();
-    loop {
-        let (mut orders, open) = lines.receive(link)?;
-        if let Some(order) = orders.pop_front() {
-            return Ok(Some(order));
-        }
-        if !open {
-            return Ok(None);
-        }
-        poll::readable(link, None)?;
     }
 }
 

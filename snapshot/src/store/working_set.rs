@@ -64,8 +64,9 @@ impl WorkingSet {
         let bytes = files::read_regular_at(dir, Path::new(FILE_NAME), &file_path, LONGEST_FILE)?;
         let file = StateFile::parse(bytes, &file_path)?;
         let set: Self = file.section(SECTION, VERSION..=VERSION).or_else(|error| {
+            let touched = Vec::new();
             let written = file.section(WRITTEN_SECTION, VERSION..=VERSION);
-            written.map_or(Err(error), |written| Ok(Self::new(written, Vec::new())))
+            written.map_or(Err(error), |written| Ok(Self { written, touched }))
         })?;
         Ok(Self::new(ascending(set.written), ascending(set.touched)))
     }

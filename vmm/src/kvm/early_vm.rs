@@ -2,7 +2,7 @@
 
 use super::KvmError;
 use super::vm::BareVm;
-use crate::one_cpu::{has_one_cpu, wait_politely};
+use crate::one_cpu::let_begin;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
@@ -27,10 +27,8 @@ impl EarlyVm {
             BareVm::create()
         };
         let thread = devices::thread("create-vm").spawn(create).ok();
-        if thread.is_some() && has_one_cpu() {
-            // A thread that is gone has been there.
-            wait_politely(|| begun.recv()).unwrap_or_default();
-        }
+        // A thread that is gone, or was never there, has nothing to begin.
+        let_begin(|| begun.recv().unwrap_or_default());
         Self { thread }
     }
 

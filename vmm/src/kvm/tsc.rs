@@ -8,6 +8,7 @@ use kvm_ioctls::VcpuFd;
 use std::io;
 use std::time::{Instant, SystemTime};
 use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::syscall::SyscallReturnCode;
 
 // kvm-ioctls offers these for other architectures only. All are _IOW(0xAE, n, 24 bytes).
 const KVM_SET_DEVICE_ATTR: u64 = 0x4018_aee1;
@@ -150,11 +151,7 @@ fn access(vcpu: &VcpuFd, request: u64, offset: &mut u64) -> io::Result<()> {
     // SAFETY: all three requests take a kvm_device_attr, and its address is that of a live u64,
     // which is what KVM reads or writes for a TSC offset.
     let result = unsafe { ioctl_with_ref(vcpu, request, &attribute) };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    SyscallReturnCode(result).into_empty_result()
 }
 
 #[cfg(test)]

@@ -77,10 +77,11 @@ pub(crate) fn map_ahead(
     set: &WorkingSet,
 ) -> Result<NewVcpu, Error> {
     let pages = pages_of(set.touched(), size);
-    let borrowed = borrow(memory, state, size, set);
-    let (mode, loan) = match borrowed {
-        Ok(borrowed) if !pages.is_empty() => borrowed,
-        Ok(_) => return Ok(vcpu),
+    if pages.is_empty() {
+        return Ok(vcpu);
+    }
+    let (mode, loan) = match borrow(memory, state, size, set) {
+        Ok(borrowed) => borrowed,
         Err(reason) => {
             tracing::debug!(%reason, "Nothing is mapped ahead of time");
             return Ok(vcpu);

@@ -3,13 +3,11 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Arc;
 
-use snapshot::{MemoryLayers, StateFile, WorkingSet};
-use vmm::{CloneConfig, EarlyVm, FrozenMachine, GenerationId, Machine, PreparedClone, layout};
+use snapshot::WorkingSet;
+use vmm::{EarlyVm, FrozenMachine, Machine, PreparedClone, layout};
 
-use crate::{Bench, assert_consecutive, collect, counter, memory_size};
+use crate::{Bench, assert_consecutive, collect, counter, freeze, memory_size, state_of};
 
 const PAGE: u64 = 4096;
 /// Of the guest's top page table, which entry the program hangs its own tables into.
@@ -36,8 +34,7 @@ impl Counted {
         let mut output = Vec::new();
         machine.resume();
         collect(&machine, &mut output, 100);
-        let frozen = machine.freeze().unwrap();
-        output.extend(machine.console().take().bytes);
+        let frozen = freeze(&mut machine, &mut output);
         drop(machine);
         // The memory that is mapped is not all zeros.
         for page in 0..8 {
@@ -54,19 +51,12 @@ impl Counted {
     }
 
     fn prepare(&self) -> PreparedClone {
-        let state = StateFile::parse(self.frozen.state.clone(), Path::new("state")).unwrap();
-        let path = self.bench.path("memory");
-        let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
-        PreparedClone::new(&state, &Arc::new(memory), &set(), EarlyVm::begin()).unwrap()
+        let (state, memory) = (state_of(&self.frozen), self.bench.memory_layers());
+        PreparedClone::new(&state, &memory, &set(), EarlyVm::begin()).unwrap()
     }
 
     fn finish(&self, prepared: PreparedClone, name: &str) -> Machine {
-        let config = CloneConfig {
-            vsock: self.bench.vsock(name),
-            generation: GenerationId::new([7; 16]),
-            disks: Vec::new(),
-            net: None,
-        };
+        let config = self.bench.clone_config(name);
         prepared.into_machine(&config).unwrap()
     }
 }

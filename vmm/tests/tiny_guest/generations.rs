@@ -6,9 +6,9 @@ use snapshot::memory::MAX_LAYERS;
 use snapshot::{
     Artifact, GuestSpec, HostInfo, Start, StateFile, Store, Template, TemplateName, TemplateSpec,
 };
-use vmm::{CloneConfig, FrozenMachine, GenerationId, Machine, MemoryBacking, MemorySize};
+use vmm::{Machine, MemoryBacking, MemorySize};
 
-use crate::{Bench, STARTING, assert_consecutive, collect, counter, memory_size};
+use crate::{Bench, STARTING, assert_consecutive, collect, counter, freeze, memory_size};
 
 /// A bench with a store on it.
 struct Line {
@@ -38,12 +38,9 @@ impl Line {
     }
 
     fn restore(&self, template: &Template) -> Machine {
-        let config = CloneConfig {
-            vsock: self.bench.vsock(&format!("{}.sock", template.name())),
-            generation: GenerationId::new([7; 16]),
-            disks: Vec::new(),
-            net: None,
-        };
+        let config = self
+            .bench
+            .clone_config(&format!("{}.sock", template.name()));
         Machine::restore(
             template.state(),
             template.memory(),
@@ -107,13 +104,6 @@ fn snapshot_json(text: &str) -> Box<serde_json::value::RawValue> {
 
 fn name(text: &str) -> TemplateName {
     text.parse().unwrap()
-}
-
-/// Saves the machine; `output` gets all that it has printed.
-fn freeze(machine: &mut Machine, output: &mut Vec<u8>) -> FrozenMachine {
-    let frozen = machine.freeze().unwrap();
-    output.extend(machine.console().take().bytes);
-    frozen
 }
 
 /// The guest writes one page and its registers are in the state: each generation has to go on with both.
@@ -192,12 +182,7 @@ fn a_map_of_a_shorter_memory_is_refused_before_anything_runs() {
     let short = pending
         .publish(line.spec(), std::fs::read(state.origin()).unwrap())
         .unwrap();
-    let config = CloneConfig {
-        vsock: line.bench.vsock("short.sock"),
-        generation: GenerationId::new([7; 16]),
-        disks: Vec::new(),
-        net: None,
-    };
+    let config = line.bench.clone_config("short.sock");
 
     let error =
         Machine::restore(short.state(), short.memory(), &short.working_set(), &config).unwrap_err();

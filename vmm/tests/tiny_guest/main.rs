@@ -14,7 +14,7 @@ use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
 use minivmm_tests::tiny::{elf, out};
-use snapshot::{MemoryLayers, WorkingSet};
+use snapshot::{MemoryLayers, StateFile, WorkingSet};
 use vmm::{
     BootConfig, CloneConfig, Error, ExitReason, FrozenMachine, GenerationId, MacAddress, Machine,
     MemoryBacking, MemorySize, NetConfig, VcpuCounts, VsockConfig,
@@ -101,18 +101,37 @@ impl Bench {
         (Machine::boot(&self.config(), backing).unwrap(), file)
     }
 
-    fn clone_of(&self, frozen: &FrozenMachine, name: &str) -> Result<Machine, Error> {
-        let state = snapshot::StateFile::parse(frozen.state.clone(), Path::new("state")).unwrap();
-        let config = CloneConfig {
+    /// A clone, with its sockets under that name.
+    fn clone_config(&self, name: &str) -> CloneConfig {
+        CloneConfig {
             vsock: self.vsock(name),
             generation: GenerationId::new([7; 16]),
             disks: Vec::new(),
             net: None,
-        };
-        let path = self.path("memory");
-        let memory = MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap();
-        Machine::restore(&state, &Arc::new(memory), &WorkingSet::default(), &config)
+        }
     }
+
+    fn memory_layers(&self) -> Arc<MemoryLayers> {
+        let path = self.path("memory");
+        Arc::new(MemoryLayers::plain(File::open(&path).unwrap(), &path).unwrap())
+    }
+
+    fn clone_of(&self, frozen: &FrozenMachine, name: &str) -> Result<Machine, Error> {
+        let config = self.clone_config(name);
+        let memory = self.memory_layers();
+        Machine::restore(&state_of(frozen), &memory, &WorkingSet::default(), &config)
+    }
+}
+
+fn state_of(frozen: &FrozenMachine) -> StateFile {
+    StateFile::parse(frozen.state.clone(), Path::new("state")).unwrap()
+}
+
+/// Saves the machine; `output` gets all that it has printed.
+fn freeze(machine: &mut Machine, output: &mut Vec<u8>) -> FrozenMachine {
+    let frozen = machine.freeze().unwrap();
+    output.extend(machine.console().take().bytes);
+    frozen
 }
 
 fn memory_size() -> MemorySize {
@@ -232,8 +251,7 @@ fn clones_go_on_where_the_template_stood() {
     let mut before = Vec::new();
     template.resume();
     collect(&template, &mut before, 500);
-    let frozen = template.freeze().unwrap();
-    before.extend(template.console().take().bytes);
+    let frozen = freeze(&mut template, &mut before);
     drop(template);
 
     for name in ["first.sock", "second.sock"] {
